@@ -1,0 +1,2 @@
+//! The litestream binary.
+fn main() {}

@@ -1,0 +1,2 @@
+//! How people run the project.
+fn main() {}
