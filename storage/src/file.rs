@@ -1,0 +1,315 @@
+//! A replica as files in a folder: `PATH/ltx/LEVEL/MIN-MAX.ltx`, the level in decimal, a file's time as its mtime.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
+use ltx::{FileName, Timestamp, Txid};
+
+use crate::backend::{
+    self, Backend, Body, GetRequest, GetResponse, ListPage, ListRequest, Precondition, PutOptions, Scope,
+};
+use crate::replica::blocking;
+use crate::{ETag, Error, FileInfo, Level, ObjectInfo, Result};
+
+/// A replica in a local folder (or a mounted one).
+///
+/// Reads and writes are done on threads that may block. A put writes a temporary file, syncs it, and links it into place; the folder is
+/// synced before the put counts as done.
+#[derive(Debug)]
+pub struct FileBackend {
+    root: Arc<Path>,
+    url: Arc<str>,
+}
+
+impl FileBackend {
+    /// The replica in `root`, which need not exist yet.
+    #[must_use]
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        let root: PathBuf = root.into();
+        Self { url: format!("file://{}", root.display()).into(), root: root.into() }
+    }
+
+    fn path(&self, key: &str) -> PathBuf {
+        self.root.join(key)
+    }
+}
+
+impl From<FileBackend> for Arc<dyn Backend> {
+    fn from(backend: FileBackend) -> Self {
+        Arc::new(backend)
+    }
+}
+
+fn level_folder(level: Level) -> String {
+    format!("ltx/{level}")
+}
+
+#[async_trait]
+impl Backend for FileBackend {
+    fn url(&self) -> &Arc<str> {
+        &self.url
+    }
+
+    fn key(&self, level: Level, name: FileName) -> String {
+        format!("{}/{name}", level_folder(level))
+    }
+
+    async fn list(&self, request: &ListRequest<'_>) -> Result<ListPage> {
+        let root = self.root.clone();
+        let ListRequest { scope, from, .. } = *request;
+        blocking(move || {
+            let mut page = ListPage::default();
+            match scope {
+                Scope::Level(level) => list_level(&root, level, from, &mut page)?,
+                Scope::Above(level) => {
+                    for level in Level::all().filter(|above| *above > level) {
+                        list_level(&root, level, Txid::ZERO, &mut page)?;
+                    }
+                    list_others(&root, &mut page)?;
+                }
+                Scope::Generations => list_tree(&root, "generations", &mut page.others)?,
+            }
+            Ok(page)
+        })
+        .await
+    }
+
+    async fn get(&self, request: &GetRequest<'_>) -> Result<GetResponse> {
+        let (path, key, url, range) =
+            (self.path(request.key), Arc::<str>::from(request.key), self.url.clone(), request.range.clone());
+        blocking(move || {
+            let file = File::open(&path).map_err(|error| not_found(&url, &key, &path, "open", error))?;
+            let metadata = file.metadata().map_err(|error| Error::io("look at", &path, error))?;
+            let object = describe(key.clone(), &metadata);
+            let range = backend::resolve(&url, &key, &range, object.size)?;
+            // The span is what the caller asked for, cut to what the file really has.
+            let mut bytes = vec![0; (range.end - range.start) as usize];
+            file.read_exact_at(&mut bytes, range.start).map_err(|error| Error::io("read", &path, error))?;
+            let body = futures::stream::iter([Ok(Bytes::from(bytes))]).boxed();
+            Ok(GetResponse { object, range, body })
+        })
+        .await
+    }
+
+    async fn head(&self, key: &str) -> Result<ObjectInfo> {
+        let (path, key, url) = (self.path(key), Arc::<str>::from(key), self.url.clone());
+        blocking(move || {
+            let metadata = fs::metadata(&path).map_err(|error| not_found(&url, &key, &path, "look at", error))?;
+            Ok(describe(key, &metadata))
+        })
+        .await
+    }
+
+    async fn put(&self, key: &str, body: &Body, options: &PutOptions<'_>) -> Result<ObjectInfo> {
+        let (path, key, url, body) = (self.path(key), Arc::<str>::from(key), self.url.clone(), body.clone());
+        let (precondition, time) = (options.precondition.clone(), options.time);
+        blocking(move || put(&path, &key, &url, &body, &precondition, time)).await
+    }
+
+    async fn delete(&self, keys: &[&str]) -> Result<()> {
+        let paths: Vec<PathBuf> = keys.iter().map(|key| self.path(key)).collect();
+        blocking(move || {
+            for path in paths {
+                match fs::remove_file(&path) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => {
+                        return Err(Error::io("delete", path, error));
+                    }
+                    _ => {}
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn list_level(root: &Path, level: Level, from: Txid, page: &mut ListPage) -> Result<()> {
+    let folder = root.join(level_folder(level));
+    let start = page.files.len();
+    for_each_entry(&folder, |name, entry| {
+        let Ok(name) = name.parse::<FileName>() else { return Ok(()) };
+        if name.min < from {
+            return Ok(());
+        }
+        let Some(metadata) = metadata(entry)?.filter(fs::Metadata::is_file) else { return Ok(()) };
+        let object = describe(format!("{}/{name}", level_folder(level)).into(), &metadata);
+        page.files.push(FileInfo { level, name, object });
+        Ok(())
+    })?;
+    page.files[start..].sort_unstable_by_key(|file| file.name);
+    Ok(())
+}
+
+/// What lies beside `ltx/`: the lock, our side objects, a v0.3 replica's folder (only by name).
+fn list_others(root: &Path, page: &mut ListPage) -> Result<()> {
+    for_each_entry(root, |name, entry| {
+        if name != "ltx" && let Some(metadata) = metadata(entry)? {
+            page.others.push(describe(name.into(), &metadata));
+        }
+        Ok(())
+    })?;
+    page.others.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+    Ok(())
+}
+
+fn list_tree(root: &Path, folder: &str, found: &mut Vec<ObjectInfo>) -> Result<()> {
+    let mut folders = Vec::new();
+    let start = found.len();
+    for_each_entry(&root.join(folder), |name, entry| {
+        let Some(metadata) = metadata(entry)? else { return Ok(()) };
+        let key = format!("{folder}/{name}");
+        if metadata.is_dir() {
+            folders.push(key);
+        } else {
+            found.push(describe(key.into(), &metadata));
+        }
+        Ok(())
+    })?;
+    for folder in folders {
+        list_tree(root, &folder, found)?;
+    }
+    found[start..].sort_unstable_by(|a, b| a.key.cmp(&b.key));
+    Ok(())
+}
+
+/// Calls `each` for every entry whose name is text; a folder that is not there is empty.
+fn for_each_entry(folder: &Path, mut each: impl FnMut(&str, &fs::DirEntry) -> Result<()>) -> Result<()> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(()),
+        entries => entries.map_err(|error| Error::io("list", folder, error))?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(|error| Error::io("list", folder, error))?;
+        if let Some(name) = entry.file_name().to_str() {
+            each(name, &entry)?;
+        }
+    }
+    Ok(())
+}
+
+/// An entry's metadata, or `None` where it has gone meanwhile.
+fn metadata(entry: &fs::DirEntry) -> Result<Option<fs::Metadata>> {
+    match fs::metadata(entry.path()) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        found => found.map(Some).map_err(|error| Error::io("look at", entry.path(), error)),
+    }
+}
+
+fn describe(key: Arc<str>, metadata: &fs::Metadata) -> ObjectInfo {
+    let millis = metadata.mtime() * 1_000 + metadata.mtime_nsec() / 1_000_000;
+    ObjectInfo {
+        key,
+        size: metadata.len(),
+        // A file that is replaced is another inode; one that is rewritten has another ctime.
+        etag: Some(ETag::new(&format!("{:x}-{:x}.{:x}", metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))),
+        modified: Timestamp(millis),
+        time: Some(Timestamp(millis)),
+    }
+}
+
+fn not_found(url: &Arc<str>, key: &Arc<str>, path: &Path, operation: &'static str, error: std::io::Error) -> Error {
+    match error.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => Error::NotFound { url: url.clone(), key: key.clone() },
+        _ => Error::io(operation, path, error),
+    }
+}
+
+/// A file that goes away unless it is kept.
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // Best effort: what is left over is not an LTX name and harms nobody.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn put(
+    path: &Path,
+    key: &Arc<str>,
+    url: &Arc<str>,
+    body: &Body,
+    precondition: &Precondition,
+    time: Option<Timestamp>,
+) -> Result<ObjectInfo> {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let folder = path.parent().unwrap_or(path);
+    create_folders(folder)?;
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let name = path.file_name().and_then(OsStr::to_str).unwrap_or("object");
+    let temporary = Temporary(folder.join(format!(".{name}.{}-{number}.tmp", std::process::id())));
+    let fail = |operation| {
+        let path = temporary.0.clone();
+        move |error| Error::io(operation, path.clone(), error)
+    };
+    let mut file = File::create_new(&temporary.0).map_err(fail("create"))?;
+    match body {
+        Body::Bytes(bytes) => file.write_all(bytes).map_err(fail("write"))?,
+        Body::File { path, .. } => {
+            let mut source = File::open(path).map_err(|error| Error::io("open", path, error))?;
+            std::io::copy(&mut source, &mut file).map_err(fail("write"))?;
+        }
+    }
+    if let Some(time) = time {
+        let time = SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(time.0).unwrap_or(0));
+        file.set_modified(time).map_err(fail("set the time of"))?;
+    }
+    file.sync_all().map_err(fail("sync"))?;
+    let placed = match precondition {
+        // A link fails where the name is taken: exactly one of several writers gets it.
+        Precondition::NotExists => fs::hard_link(&temporary.0, path),
+        Precondition::None => fs::rename(&temporary.0, path),
+        Precondition::Matches(tag) => {
+            let there = fs::metadata(path).ok().and_then(|metadata| describe(key.clone(), &metadata).etag);
+            if there.as_ref() != Some(tag) {
+                let found = there.map_or("nothing".into(), |tag| format!("ETag {tag}"));
+                let expected = format!("ETag {tag}");
+                return Err(Error::Changed { url: url.clone(), key: key.clone(), expected, found });
+            }
+            fs::rename(&temporary.0, path)
+        }
+    };
+    match placed {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            return Err(Error::AlreadyExists { url: url.clone(), key: key.clone() });
+        }
+        placed => placed.map_err(|error| Error::io("create", path, error))?,
+    }
+    drop(temporary);
+    sync_folder(folder)?;
+    let metadata = file.metadata().map_err(|error| Error::io("look at", path, error))?;
+    Ok(describe(key.clone(), &metadata))
+}
+
+/// Creates folders and makes their names durable.
+fn create_folders(folder: &Path) -> Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = folder.parent() {
+        // The parent of a bare name is the empty path, which stands for the working directory.
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        create_folders(parent)?;
+        match fs::create_dir(folder) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                return Err(Error::io("create", folder, error));
+            }
+            _ => {}
+        }
+        sync_folder(parent)?;
+    }
+    Ok(())
+}
+
+fn sync_folder(folder: &Path) -> Result<()> {
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| Error::io("sync", folder, error))
+}

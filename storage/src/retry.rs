@@ -1,0 +1,137 @@
+//! When to try again, and when to stop.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::{Error, Result};
+
+/// How long to wait for a store, and how often to ask it again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RetryPolicy {
+    /// How long a connection may take. Default 5 s.
+    pub connect: Duration,
+    /// How long the first byte of an answer may take before the request is sent again on a new connection. Doubled with every attempt from
+    /// the third on, so that a store that is merely slow is not asked in vain for ever. Default 5 s.
+    pub first_byte: Duration,
+    /// How long a body may stand still before the rest of it is asked for on a new connection. Default 5 s.
+    pub stall: Duration,
+    /// How long to go on trying one request in all, waiting included. Default 60 s.
+    pub total: Duration,
+    /// How often to try one request at most. Default 12.
+    pub attempts: u32,
+    /// The first pause between two attempts; later ones double, each shortened at random by up to half. Default 100 ms.
+    pub backoff: Duration,
+    /// The longest pause. Default 5 s.
+    pub max_backoff: Duration,
+    /// Where the randomness starts. Default 0: the process id.
+    pub seed: u64,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            first_byte: Duration::from_secs(5),
+            stall: Duration::from_secs(5),
+            total: Duration::from_secs(60),
+            attempts: 12,
+            backoff: Duration::from_millis(100),
+            max_backoff: Duration::from_secs(5),
+            seed: 0,
+        }
+    }
+}
+
+/// A policy at work for one replica.
+#[derive(Clone, Debug)]
+pub(crate) struct Retry {
+    pub(crate) policy: RetryPolicy,
+    url: Arc<str>,
+    random: Arc<AtomicU64>,
+    retries: Arc<AtomicU64>,
+}
+
+impl Retry {
+    pub(crate) fn new(policy: RetryPolicy, url: Arc<str>) -> Self {
+        let seed = if policy.seed == 0 { u64::from(std::process::id()) } else { policy.seed };
+        Self { policy, url, random: Arc::new(AtomicU64::new(seed)), retries: Arc::default() }
+    }
+
+    /// How often anything was tried again.
+    pub(crate) fn retries(&self) -> u64 {
+        self.retries.load(Ordering::Relaxed)
+    }
+
+    /// Runs attempts until one succeeds, fails for good, or patience ends. Each attempt is told its number and how long it may wait for the
+    /// first byte.
+    ///
+    /// # Errors
+    /// The attempt's own error where it is not transient; [`Error::Unavailable`] where all were.
+    pub(crate) async fn run<T, F>(
+        &self,
+        operation: &'static str,
+        key: &str,
+        mut attempt: impl FnMut(u32, Duration) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let started = Instant::now();
+        let mut number = 0;
+        loop {
+            let patience = self.patience(number, started);
+            let cause = match attempt(number, patience).await {
+                Err(Error::Transient { cause, .. }) => cause,
+                done => return done,
+            };
+            number += 1;
+            let pause = self.pause(number);
+            if number >= self.policy.attempts || started.elapsed() + pause >= self.policy.total {
+                return Err(Error::Unavailable {
+                    url: self.url.clone(),
+                    operation,
+                    key: key.into(),
+                    attempts: number,
+                    elapsed: started.elapsed(),
+                    cause,
+                });
+            }
+            self.retries.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(operation, key, attempt = number, cause, "trying again");
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// How long attempt `number` may wait for its first byte, the time that is left in all considered.
+    fn patience(&self, number: u32, started: Instant) -> Duration {
+        let left = self.policy.total.saturating_sub(started.elapsed()).max(Duration::from_millis(1));
+        self.policy.first_byte.saturating_mul(1 << number.saturating_sub(1).min(6)).min(left)
+    }
+
+    fn pause(&self, attempts: u32) -> Duration {
+        let full = self.policy.backoff.saturating_mul(1 << (attempts - 1).min(16)).min(self.policy.max_backoff);
+        // SplitMix64: enough to keep many clients from asking in step.
+        let mut z = self.random.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        full.mul_f64(1.0 - ((z >> 40) as f64 / (1u64 << 24) as f64) / 2.0)
+    }
+}
+
+/// Waits for `future`, but not longer than `limit`.
+pub(crate) async fn within<T>(
+    limit: Duration,
+    operation: &'static str,
+    key: &str,
+    what: &str,
+    future: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    tokio::time::timeout(limit, future).await.unwrap_or_else(|_| {
+        let cause = format!("{what} took longer than {:.1} s", limit.as_secs_f64());
+        Err(Error::Transient { operation, key: key.into(), cause })
+    })
+}

@@ -1,0 +1,138 @@
+//! What a store's answers mean.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_s3::config::http::{HttpRequest, HttpResponse};
+use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+
+use crate::Error;
+
+/// Error codes of requests that may succeed when they are sent again.
+const PASSING: [&str; 8] = [
+    "SlowDown",
+    "RequestTimeout",
+    "InternalError",
+    "ServiceUnavailable",
+    "Throttling",
+    "ThrottlingException",
+    "OperationAborted",
+    "ConditionalRequestConflict",
+];
+
+/// The HTTP status of a failed request, where there was an answer.
+pub(super) fn status<E>(error: &SdkError<E, HttpResponse>) -> Option<u16> {
+    error.raw_response().map(|response| response.status().as_u16())
+}
+
+/// Sorts a failed request by what can be done about it.
+pub(super) fn error<E>(url: &Arc<str>, operation: &'static str, key: &str, error: SdkError<E, HttpResponse>) -> Error
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    let (url, key) = (url.clone(), Arc::<str>::from(key));
+    if let Some(missing) = find::<CredentialsError>(&error) {
+        return Error::NoCredentials { url, answer: describe(missing) };
+    }
+    let transient = |cause| Error::Transient { operation, key: key.clone(), cause };
+    let status = status(&error);
+    let code = error.code().unwrap_or_default().to_owned();
+    let answer = match (status, error.message()) {
+        (Some(status), Some(message)) if !code.is_empty() => format!("{status} {code}: {message}"),
+        (Some(status), None) if !code.is_empty() => format!("{status} {code}"),
+        (Some(status), _) => format!("HTTP status {status}"),
+        (None, _) => describe(&error),
+    };
+    if matches!(&error, SdkError::DispatchFailure(failure) if failure.is_user())
+        || matches!(&error, SdkError::ConstructionFailure(_))
+    {
+        return Error::Refused { url, operation, key, answer };
+    }
+    let Some(status) = status else { return transient(answer) };
+    if PASSING.contains(&code.as_str()) || status >= 500 && status != 501 || matches!(status, 408 | 429) {
+        return transient(answer);
+    }
+    match (status, code.as_str()) {
+        (404, "NoSuchBucket") => Error::NoBucket { url, answer },
+        (404, _) if operation == "list" => Error::NoBucket { url, answer },
+        (404, _) => Error::NotFound { url, key },
+        (301 | 307, _) | (400, "AuthorizationHeaderMalformed" | "PermanentRedirect" | "IllegalLocationConstraintException") => {
+            Error::Region { url, answer }
+        }
+        (403, "RequestTimeTooSkewed") => {
+            Error::Refused { url, operation, key, answer: format!("{answer}: set this machine's clock") }
+        }
+        (401 | 403, _) => Error::Denied { url, operation, key, answer },
+        (412, _) => Error::AlreadyExists { url, key },
+        (416, _) => {
+            Error::Changed { url, key, expected: "the part asked for".into(), found: "a shorter object".into() }
+        }
+        // An answer that cannot be read is a broken one.
+        _ if matches!(error, SdkError::ResponseError(_)) => transient(answer),
+        _ => Error::Refused { url, operation, key, answer },
+    }
+}
+
+/// Whether a refused batch of deletes is worth trying one by one.
+pub(super) fn refuses_batches(answer: &str) -> bool {
+    ["400", "405", "411", "501"].iter().any(|status| answer.starts_with(status))
+        || answer.contains(" 400")
+        || answer.contains(" 501")
+}
+
+/// An error with all its causes, in one line.
+pub(super) fn describe(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = String::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let part = error.to_string();
+        if !part.is_empty() && !text.contains(&part) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&part);
+        }
+        next = error.source();
+    }
+    if text.is_empty() { DisplayErrorContext(error).to_string() } else { text }
+}
+
+fn find<'a, E: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a E> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// `bytes 0-99/1234` as a span and the object's size.
+pub(super) fn content_range(text: &str) -> Option<(Range<u64>, u64)> {
+    let (span, size) = text.strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = span.split_once('-')?;
+    let (first, last, size) = (first.parse().ok()?, last.parse::<u64>().ok()?, size.parse().ok()?);
+    Some((first..last.checked_add(1)?, size))
+}
+
+/// What some stores need of a request before it is signed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Adjust {
+    /// Ask Tigris for the newest data, wherever it lies.
+    pub(super) tigris: bool,
+    /// Google Cloud Storage changes this header on the way, which breaks the signature.
+    pub(super) drop_accept_encoding: bool,
+}
+
+impl Adjust {
+    pub(super) fn apply(self, request: &mut HttpRequest) {
+        if self.tigris {
+            request.headers_mut().insert("X-Tigris-Consistent", "true");
+        }
+        if self.drop_accept_encoding {
+            request.headers_mut().remove("Accept-Encoding");
+        }
+    }
+}
