@@ -46,7 +46,7 @@ mod types;
 
 pub use checksum::{Checksum, ContentHash, DatabaseChecksum, page_checksum};
 pub use decode::{Decoder, verify};
-pub use encode::Encoder;
+pub use encode::{Encoder, Part};
 pub use error::{Error, PageProblem, Result};
 pub use frame::{FRAME_HEADER_LEN, Frame, max_frame_len};
 pub use header::{FLAG_NO_CHECKSUM, HEADER_LEN, Header, MAGIC, TRAILER_LEN, Trailer};

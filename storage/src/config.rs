@@ -36,6 +36,7 @@ pub struct ReplicaConfig {
 /// The kinds of places a replica can lie in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
+#[allow(clippy::large_enum_variant, reason = "there are few of them, and none is moved often")]
 pub enum Location {
     /// S3 or a store that speaks its protocol.
     S3(S3Config),
@@ -1022,7 +1023,9 @@ fn split_arn(place: &str) -> Result<(&str, &str), String> {
     let marker = ":accesspoint/";
     let start = place.to_ascii_lowercase().find(marker).map(|at| at + marker.len());
     let Some(start) = start.filter(|start| place[*start..].chars().next().is_some_and(|c| c != '/')) else {
-        return Err("the ARN is not an access point's: write s3://arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME/PATH".into());
+        return Err(
+            "the ARN is not an access point's: write s3://arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME/PATH".into()
+        );
     };
     let end = place[start..].find('/').map_or(place.len(), |at| start + at);
     Ok((&place[..end], place[end..].trim_start_matches('/')))
@@ -1097,7 +1100,8 @@ fn escape(text: &str, set: &'static AsciiSet) -> String {
 
 /// See [`ReplicaConfig::collect`].
 fn assemble(keys: &[(&str, &str)], defaults: &[(&str, &str)], problems: &mut Vec<KeyError>) -> Option<ReplicaConfig> {
-    let get = |name: &str| keys.iter().find(|(key, value)| fold(key) == name && !value.is_empty()).map(|(_, value)| *value);
+    let get =
+        |name: &str| keys.iter().find(|(key, value)| fold(key) == name && !value.is_empty()).map(|(_, value)| *value);
     let mut fail = |key: &str, error| problems.push(KeyError { key: key.into(), error });
     let conflict = |first: &str, second: &str, reason| ConfigError::Conflict {
         first: first.into(),
@@ -1131,9 +1135,7 @@ fn assemble(keys: &[(&str, &str)], defaults: &[(&str, &str)], problems: &mut Vec
             None
         }
         // Litestream takes a section with neither for a directory, even one with a bucket.
-        (None, None) if get("bucket").is_some() => {
-            Some(ReplicaConfig { location: Location::S3(S3Config::default()) })
-        }
+        (None, None) if get("bucket").is_some() => Some(ReplicaConfig { location: Location::S3(S3Config::default()) }),
         (None, None) => Some(ReplicaConfig { location: Location::File(FileConfig::default()) }),
     };
     if let (Some(path), Some(Location::File(_))) = (get("path"), config.as_ref().map(|config| &config.location))
@@ -1231,9 +1233,15 @@ mod tests {
     fn hosts_of_providers() {
         let parts = |url: &str| {
             let c = s3(url);
-            (c.bucket.clone(), c.region.clone().unwrap_or_default(), c.endpoint.clone().unwrap_or_default(), c.path_style())
+            (
+                c.bucket.clone(),
+                c.region.clone().unwrap_or_default(),
+                c.endpoint.clone().unwrap_or_default(),
+                c.path_style(),
+            )
         };
-        let want = |bucket: &str, region: &str, endpoint: &str, style| (bucket.into(), region.into(), endpoint.into(), style);
+        let want =
+            |bucket: &str, region: &str, endpoint: &str, style| (bucket.into(), region.into(), endpoint.into(), style);
         for (url, expected) in [
             ("s3://my.bucket/p", want("my.bucket", "", "", false)),
             ("s3://b.s3.eu-west-1.amazonaws.com/p", want("b", "eu-west-1", "", false)),
@@ -1245,7 +1253,10 @@ mod tests {
                 "s3://my.b.nyc3.digitaloceanspaces.com/p",
                 want("my.b", "nyc3", "https://nyc3.digitaloceanspaces.com", true),
             ),
-            ("s3://b.s3.us-west-000.backblazeb2.com", want("b", "us-west-000", "https://s3.us-west-000.backblazeb2.com", true)),
+            (
+                "s3://b.s3.us-west-000.backblazeb2.com",
+                want("b", "us-west-000", "https://s3.us-west-000.backblazeb2.com", true),
+            ),
             ("s3://b.s3.filebase.com", want("b", "", "https://s3.filebase.com", true)),
             ("s3://b.s3.nl-ams.scw.cloud:443", want("b", "nl-ams", "https://s3.nl-ams.scw.cloud:443", true)),
             ("s3://b.us-east-1.linodeobjects.com", want("b", "us-east-1", "https://us-east-1.linodeobjects.com", true)),
@@ -1352,7 +1363,9 @@ mod tests {
             assert_eq!(config.sign_accept_encoding(), provider != Provider::GoogleCloud);
             assert_eq!(config.concurrency(), if provider == Provider::CloudflareR2 { 2 } else { 5 });
         }
-        let told = s3("s3://b?endpoint=http://10.0.0.1:9000&forcePathStyle=false&region=x&concurrency=9&require-content-md5=1");
+        let told = s3(
+            "s3://b?endpoint=http://10.0.0.1:9000&forcePathStyle=false&region=x&concurrency=9&require-content-md5=1",
+        );
         assert!(!told.path_style() && told.content_md5());
         assert_eq!((told.effective_region(), told.concurrency()), (Some("x"), 9));
         let aws = s3("s3://b");
@@ -1372,7 +1385,10 @@ mod tests {
         assert!(error("file://rel/db").contains("file:///ABSOLUTE/PATH"));
         assert!(error("file:rel").contains("absolute"));
         assert!(error("file://").contains("host"));
-        assert_eq!(error("file:///x?endpoint=a"), "`endpoint` has no meaning for a file replica: remove it, or use a replica of another type");
+        assert_eq!(
+            error("file:///x?endpoint=a"),
+            "`endpoint` has no meaning for a file replica: remove it, or use a replica of another type"
+        );
         assert_eq!(ReplicaConfig::from_keys([("path", "x/y")]).unwrap(), ReplicaConfig::from_url("x/y").unwrap());
         assert_eq!(problems(&[("type", "file")]), [": no `path`: a file replica needs the directory it lies in"]);
     }
@@ -1381,7 +1397,12 @@ mod tests {
     fn unsupported_types_name_the_supported() {
         for scheme in LATER {
             let text = error(&format!("{scheme}://host/x"));
-            assert_eq!(text, format!("unsupported replica type `{scheme}` (a later version will have it): supported are `s3` and `file`"));
+            assert_eq!(
+                text,
+                format!(
+                    "unsupported replica type `{scheme}` (a later version will have it): supported are `s3` and `file`"
+                )
+            );
         }
         assert_eq!(error("ftp://h/x"), "unsupported replica type `ftp`: supported are `s3` and `file`");
         assert_eq!(problems(&[("type", "gs"), ("bucket", "b")]).len(), 1);
@@ -1427,10 +1448,14 @@ mod tests {
         for url in ["s3://me:hunter2@b/p", "s3://b/%zz?secretAccessKey=hunter2", "ftp://me:hunter2@h/"] {
             assert!(!error(url).contains("hunter2"), "{}", error(url));
         }
-        let config = ReplicaConfig::from_url("s3://b?accessKeyId=AKIA&secretAccessKey=hunter2&sseCustomerKey=hunter2").unwrap();
+        let config =
+            ReplicaConfig::from_url("s3://b?accessKeyId=AKIA&secretAccessKey=hunter2&sseCustomerKey=hunter2").unwrap();
         assert!(!format!("{config:?} {config}").contains("hunter2"));
         assert_eq!(config.url(), "s3://b");
-        assert!(problems(&[("bucket", "b"), ("access-key-id", "a"), ("secret-access-key", "hunter 2")])[0].contains("white space"));
+        assert!(
+            problems(&[("bucket", "b"), ("access-key-id", "a"), ("secret-access-key", "hunter 2")])[0]
+                .contains("white space")
+        );
         let Location::S3(config) = config.location else { panic!() };
         assert_eq!(config.secret_access_key.unwrap().expose(), "hunter2");
         assert_eq!(config.sse_customer_key, Some(Secret::new("hunter2")));
@@ -1442,7 +1467,10 @@ mod tests {
             ("s3://b", "s3://b"),
             ("s3://b//x/./a%20b%3F/", "s3://b/x/a%20b%3F"),
             ("s3://b/x?endpoint=localhost:9000", "s3://b/x?endpoint=http://localhost:9000"),
-            ("s3://b.nyc3.digitaloceanspaces.com/x", "s3://b/x?endpoint=https://nyc3.digitaloceanspaces.com&region=nyc3"),
+            (
+                "s3://b.nyc3.digitaloceanspaces.com/x",
+                "s3://b/x?endpoint=https://nyc3.digitaloceanspaces.com&region=nyc3",
+            ),
             ("s3://b/x?forcePathStyle=no&region=eu", "s3://b/x?region=eu&forcePathStyle=false"),
             ("s3://arn:aws:s3:us-east-2:12:accesspoint/n/x", "s3://arn:aws:s3:us-east-2:12:accesspoint/n/x"),
             ("/a b", "file:///a%20b"),
@@ -1457,7 +1485,11 @@ mod tests {
     #[test]
     fn keys_override_the_url_and_defaults_fill_in() {
         let config = ReplicaConfig::collect(
-            &[("url", "s3://b/p?region=from-url&storageClass=from-url"), ("storage-class", "from-key"), ("endpoint", "")],
+            &[
+                ("url", "s3://b/p?region=from-url&storageClass=from-url"),
+                ("storage-class", "from-key"),
+                ("endpoint", ""),
+            ],
             &[("bucket", "default"), ("region", "default"), ("endpoint", "store.example"), ("skip-verify", "on")],
         );
         let Location::S3(config) = config.unwrap().location else { panic!() };
@@ -1560,7 +1592,21 @@ mod tests {
         ] {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
-        for wrong in ["", "MB", "-1", "-1MB", "+1MB", "inf", "1e3", "NaN", "5 parsecs", "1..5MB", "99999999999999999999", "99999999PB", "0x10"] {
+        for wrong in [
+            "",
+            "MB",
+            "-1",
+            "-1MB",
+            "+1MB",
+            "inf",
+            "1e3",
+            "NaN",
+            "5 parsecs",
+            "1..5MB",
+            "99999999999999999999",
+            "99999999PB",
+            "0x10",
+        ] {
             assert!(parse_size(wrong).is_err(), "{wrong}: {:?}", parse_size(wrong));
         }
     }

@@ -40,8 +40,9 @@ pub(crate) fn sort_into(page: &mut ListPage, base: &str, object: ObjectInfo) {
     }
 }
 
-/// A file's time as metadata: RFC 3339 in UTC.
-pub(super) fn format_time(time: Timestamp) -> String {
+/// A time as RFC 3339 in UTC, as a file's metadata carries it.
+#[must_use]
+pub fn format_time(time: Timestamp) -> String {
     Moment::from_millisecond(time.0).map_or_else(|_| Moment::UNIX_EPOCH.to_string(), |moment| moment.to_string())
 }
 

@@ -26,6 +26,7 @@ use crate::retry::Retry;
 use crate::{ETag, Error, Level, ObjectInfo, Result, RetryPolicy};
 
 pub(crate) use keys::{key, listing, sort_into};
+pub use keys::format_time;
 
 /// The metadata key of a file's time.
 const TIME: &str = "litestream-timestamp";

@@ -1,0 +1,121 @@
+//! One LTX file's frames, known after one request (a small file) or two side by side (a large one).
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use litestream_storage::{FileInfo, Replica};
+use ltx::{ContentHash, HEADER_LEN, Header, Layout, Tail, TailLength, Trailer};
+
+use crate::{Error, PackedIndex, PackedIndexBuilder, Result};
+
+/// Up to this many bytes a file is fetched whole.
+pub const SMALL_FILE: u64 = 256 * 1024;
+/// How much of a large file's front is fetched with its tail: the header, page 1, usually the schema and the roots.
+const HEAD: u64 = 64 * 1024;
+
+/// A file of which everything but the frames' content is known.
+#[derive(Clone, Debug)]
+pub struct OpenFile {
+    /// The file.
+    pub info: FileInfo,
+    /// Its header.
+    pub header: Header,
+    /// Its header as it lies in the file.
+    pub raw_header: [u8; HEADER_LEN],
+    /// Where its frames lie.
+    pub index: PackedIndex,
+    /// Where the frames begin and end.
+    pub layout: Layout,
+    /// Its trailer.
+    pub trailer: Trailer,
+    /// The hash of all that follows the frames.
+    pub tail_hash: ContentHash,
+    /// The bytes from the front that came along: all of a small file.
+    pub front: Bytes,
+}
+
+impl OpenFile {
+    /// Reads what is to know of a file from its front and its last bytes.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for whatever is wrong with it.
+    pub fn parse(info: FileInfo, front: Bytes, last: &[u8]) -> Result<Self> {
+        let format = |source| Error::format(info.key(), source);
+        let header = Header::parse(&front).map_err(format)?;
+        header.expect_name(info.name).map_err(format)?;
+        let mut raw_header = [0; HEADER_LEN];
+        raw_header.copy_from_slice(&front[..HEADER_LEN]);
+        let tail = Tail::parse(last, info.size(), &header).map_err(format)?;
+        let mut index = PackedIndexBuilder::new(header.page_size);
+        for entry in tail.entries() {
+            index.push(entry.map_err(format)?);
+        }
+        Ok(Self {
+            header,
+            raw_header,
+            index: index.finish(),
+            layout: tail.layout(),
+            trailer: tail.trailer(),
+            tail_hash: tail.content_hash(),
+            front,
+            info,
+        })
+    }
+
+    /// Whether all of the file is in memory.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.front.len() as u64 == self.info.size()
+    }
+
+    /// Compares the hash of all frames, in order, with the file's checksum.
+    ///
+    /// # Errors
+    /// [`Error::Format`].
+    pub fn verify(&self, frames: &ContentHash) -> Result<()> {
+        Layout::checksum(&self.raw_header, frames, &self.tail_hash, &self.trailer)
+            .map(|_| ())
+            .map_err(|source| Error::format(self.info.key(), source))
+    }
+
+    /// The file's first page frame, where it came along.
+    #[must_use]
+    pub fn starts_with_legacy_frame(&self) -> bool {
+        let first = self.front.get(HEADER_LEN..).unwrap_or_default();
+        ltx::Frame::parse(first, self.header.page_size).is_ok_and(|frame| frame.is_legacy())
+    }
+
+    /// The key, for messages.
+    #[must_use]
+    pub fn key(&self) -> &Arc<str> {
+        &self.info.object.key
+    }
+}
+
+/// How long a large file's tail may be, by its size: an index entry takes some 8 bytes of a frame of a thousand. Where pages compress far better
+/// than usual, a second request fetches the rest.
+fn tail_guess(size: u64) -> u64 {
+    (size / 80 + 32 * 1024).min(size)
+}
+
+/// Opens a file: a small one whole in one request, of a large one head and tail in two requests side by side.
+///
+/// # Errors
+/// As the store says, and [`Error::Format`] for whatever is wrong with the file.
+pub async fn open_file(replica: &Replica, info: &FileInfo) -> Result<OpenFile> {
+    let size = info.size();
+    if size <= SMALL_FILE {
+        let bytes = replica.get_file(info).await?;
+        return OpenFile::parse(info.clone(), bytes.clone(), &bytes);
+    }
+    let guess = tail_guess(size);
+    let (head, mut last) =
+        tokio::try_join!(replica.get_span(info, 0..HEAD), replica.get_span(info, size - guess..size))?;
+    let format = |source| Error::format(info.key(), source);
+    if let TailLength::Need(need) = TailLength::measure(&last, size).map_err(format)? {
+        // `measure` has checked that the file is at least this long.
+        let rest = replica.get_span(info, size - need..size - guess).await?;
+        last = [rest, last].concat().into();
+    }
+    OpenFile::parse(info.clone(), head, &last)
+}

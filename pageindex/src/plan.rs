@@ -1,0 +1,212 @@
+//! Which files together give the database at a TXID or a moment.
+
+use std::future::Future;
+
+use litestream_storage::{FileInfo, Level, Replica};
+use ltx::{Timestamp, Txid};
+
+use crate::{Cutoff, Error, Listing, Result, time_of};
+
+/// How often a plan is made anew because files of it vanished, before that is called an error.
+pub const MAX_REPLANS: u32 = 5;
+
+/// What to restore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The newest state.
+    Latest,
+    /// The state after exactly this transaction.
+    Txid(Txid),
+    /// The newest state strictly before this moment.
+    Before(Timestamp),
+}
+
+/// Files that together give a database: applied in order, the newest page wins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The files, oldest first. The first one is a snapshot.
+    pub files: Vec<FileInfo>,
+    /// The TXID that they give.
+    pub txid: Txid,
+}
+
+impl Plan {
+    /// The best plan over a listing: the newest snapshot within the target, then always the file that reaches furthest.
+    ///
+    /// `cutoff` admits the files before a moment; [`Target::Before`] needs it, the others take [`Cutoff::NONE`].
+    ///
+    /// # Errors
+    /// [`Error::NoBackup`], [`Error::NonContiguous`], [`Error::TransactionNotAvailable`]. [`Target::Before`] with nothing before the moment
+    /// is [`Error::TransactionNotAvailable`] too: [`find`] knows the moment to name.
+    pub fn new(replica: &Replica, listing: &Listing, target: Target, cutoff: Cutoff) -> Result<Self> {
+        Planner { replica, listing, target, cutoff, without: None }.plan()
+    }
+
+    /// Another plan for the same TXID that does not end with its only file, a level-9 snapshot. Litestream 0.5.5 wrote snapshots that may hold
+    /// newer pages than they say; later files repair that, but nothing does where the plan ends.
+    #[must_use]
+    pub fn without_lone_snapshot(&self, replica: &Replica, listing: &Listing) -> Option<Self> {
+        let [only] = self.files.as_slice() else { return None };
+        let target = Target::Txid(self.txid);
+        Planner { replica, listing, target, cutoff: Cutoff::NONE, without: Some(only) }.plan().ok()
+    }
+
+    /// Bytes of all files together.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.files.iter().map(FileInfo::size).sum()
+    }
+}
+
+struct Planner<'a> {
+    replica: &'a Replica,
+    listing: &'a Listing,
+    target: Target,
+    cutoff: Cutoff,
+    without: Option<&'a FileInfo>,
+}
+
+impl<'a> Planner<'a> {
+    /// The files of a level that lie within the target.
+    fn within(&self, level: Level) -> impl Iterator<Item = &'a FileInfo> + use<'a> {
+        let limit = match self.target {
+            Target::Txid(txid) => txid,
+            _ => Txid(u64::MAX),
+        };
+        let without = self.without;
+        let files = self.cutoff.admitted(self.listing, level).iter();
+        files.filter(move |file| file.name.max <= limit && Some(*file) != without)
+    }
+
+    fn plan(self) -> Result<Plan> {
+        if self.listing.is_empty() {
+            return Err(Error::NoBackup { url: self.replica.url().clone() });
+        }
+        let newest = self.within(Level::SNAPSHOT).filter(|file| file.name.is_snapshot()).max_by_key(|file| file.name.max);
+        let mut files: Vec<&FileInfo> = newest.into_iter().collect();
+        let mut reached = newest.map_or(Txid::ZERO, |file| file.name.max);
+        while let Some(next) = self.furthest(reached) {
+            if next.name.is_snapshot() {
+                files.clear();
+            }
+            files.push(next);
+            reached = next.name.max;
+        }
+        self.check(reached)?;
+        Ok(Plan { files: files.into_iter().cloned().collect(), txid: reached })
+    }
+
+    /// The file that goes on from `reached` and reaches furthest; among equals the one that begins first, then the highest level.
+    fn furthest(&self, reached: Txid) -> Option<&'a FileInfo> {
+        let candidates = Level::all().rev().filter(|level| *level != Level::SNAPSHOT).flat_map(|level| self.within(level));
+        let candidates = candidates.filter(|file| file.name.min <= reached.next() && file.name.max > reached);
+        // `max_by_key` would take the last of equals; the first is of the highest level.
+        candidates.reduce(|best, file| {
+            let better = (file.name.max, std::cmp::Reverse(file.name.min)) > (best.name.max, std::cmp::Reverse(best.name.min));
+            if better { file } else { best }
+        })
+    }
+
+    /// Whether the plan may end at `reached`.
+    fn check(&self, reached: Txid) -> Result<()> {
+        let url = self.replica.url().clone();
+        let beyond = |files: &mut dyn Iterator<Item = &'a FileInfo>| {
+            files.filter(|file| file.name.max > reached).map(|file| file.name.min).min()
+        };
+        match self.target {
+            Target::Txid(txid) if txid == reached && reached != Txid::ZERO => Ok(()),
+            Target::Txid(txid) => {
+                let above = self.listing.files().map(|file| file.name.max).filter(|max| *max > txid).min();
+                Err(Error::TransactionNotAvailable { url, txid, below: Some(reached).filter(|below| *below != Txid::ZERO), above })
+            }
+            Target::Latest => match beyond(&mut self.listing.files()) {
+                Some(next) => Err(Error::NonContiguous { url, have: reached, next }),
+                None => Ok(()),
+            },
+            Target::Before(_) => {
+                // On a healthy replica the file that bridges to the next one may itself lie after the target.
+                let bridged = self.listing.files().any(|file| file.name.min <= reached.next() && file.name.max > reached);
+                match beyond(&mut self.listing.files()) {
+                    Some(next) if !bridged => Err(Error::NonContiguous { url, have: reached, next }),
+                    _ if reached == Txid::ZERO => {
+                        let above = self.listing.files().map(|file| file.name.max).min();
+                        Err(Error::TransactionNotAvailable { url, txid: reached, below: None, above })
+                    }
+                    _ => Ok(()),
+                }
+            }
+        }
+    }
+}
+
+/// Lists a replica and plans. What a listing does not hold is looked for again before it is believed to be missing: LISTs are not one snapshot.
+///
+/// # Errors
+/// As [`Plan::new`], [`Error::TooEarly`], and as the store says.
+pub async fn find(replica: &Replica, target: Target) -> Result<(Plan, Listing)> {
+    let listing = match target {
+        Target::Latest => Listing::newest(replica).await?,
+        _ => Listing::full(replica).await?,
+    };
+    match plan(replica, &listing, target).await {
+        Ok(plan) => Ok((plan, listing)),
+        Err(Error::NoBackup { url }) => Err(Error::NoBackup { url }),
+        Err(first) => {
+            tracing::debug!(%first, "planning again over a full listing");
+            let listing = Listing::full(replica).await?;
+            let plan = plan(replica, &listing, target).await?;
+            Ok((plan, listing))
+        }
+    }
+}
+
+async fn plan(replica: &Replica, listing: &Listing, target: Target) -> Result<Plan> {
+    let Target::Before(moment) = target else { return Plan::new(replica, listing, target, Cutoff::NONE) };
+    let cutoff = Cutoff::before(replica, listing, moment).await?;
+    match Plan::new(replica, listing, target, cutoff) {
+        Err(Error::TransactionNotAvailable { url, .. }) => {
+            let mut oldest = None;
+            for level in Level::all() {
+                if let Some(file) = listing.level(level).iter().find(|file| file.name.is_snapshot()) {
+                    let time = time_of(replica, file).await?;
+                    oldest = Some(oldest.map_or(time, |oldest: Timestamp| oldest.min(time)));
+                }
+            }
+            Err(match oldest {
+                Some(oldest) => Error::TooEarly { url, target: moment, oldest },
+                None => Error::NoBackup { url },
+            })
+        }
+        plan => plan,
+    }
+}
+
+/// Does something with a plan's files; where they vanish meanwhile (retention, compaction), plans again *for the same TXID* and starts over, a
+/// bounded number of times.
+///
+/// # Errors
+/// As `work`, as [`find`], and [`Error::Vanishing`].
+pub async fn replan<T, F>(
+    replica: &Replica,
+    target: Target,
+    mut work: impl FnMut(Plan, Listing) -> F,
+) -> Result<T>
+where
+    F: Future<Output = Result<T>>,
+{
+    let (mut plan, mut listing) = find(replica, target).await?;
+    let txid = plan.txid;
+    let mut tries = 0;
+    loop {
+        let error = match work(plan, listing).await {
+            Err(error) if error.wants_new_plan() => error,
+            done => return done,
+        };
+        tries += 1;
+        tracing::info!(%error, %txid, tries, "a file of the plan is gone: planning again");
+        if tries > MAX_REPLANS {
+            return Err(Error::Vanishing { url: replica.url().clone(), txid, last: error.to_string() });
+        }
+        (plan, listing) = find(replica, Target::Txid(txid)).await?;
+    }
+}

@@ -1,0 +1,128 @@
+//! The database at one TXID: which frame of which file holds each page.
+
+use std::sync::Arc;
+
+use futures::StreamExt;
+use futures::stream;
+use litestream_storage::Replica;
+use ltx::{Commit, IndexEntry, PageSize, Pgno, Timestamp, Txid};
+
+use crate::{Error, OpenFile, Plan, Result, open_file};
+
+/// How many files are opened at once.
+const OPEN_AT_ONCE: usize = 256;
+
+/// A database at one TXID. Immutable; meant to be shared as `Arc<View>`.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// Newest last, as in the plan.
+    files: Vec<Arc<OpenFile>>,
+    /// For each page that the oldest file does not hold in its newest version: the file that does. Ascending by page.
+    overlay: Box<[(u32, u32)]>,
+    txid: Txid,
+    commit: Commit,
+    page_size: PageSize,
+    time: Timestamp,
+}
+
+/// Where a page lies.
+#[derive(Clone, Debug)]
+pub struct Location<'a> {
+    /// The file.
+    pub file: &'a Arc<OpenFile>,
+    /// The frame in it.
+    pub frame: IndexEntry,
+}
+
+impl View {
+    /// Opens all files of a plan, side by side.
+    ///
+    /// # Errors
+    /// As the store says, [`Error::Format`], [`Error::PageSizeChanged`], [`Error::Deleted`].
+    pub async fn open(replica: &Replica, plan: &Plan) -> Result<Self> {
+        let files = stream::iter(&plan.files).map(|file| open_file(replica, file)).buffered(OPEN_AT_ONCE);
+        let files: Vec<Result<OpenFile>> = files.collect().await;
+        Self::of(files.into_iter().collect::<Result<_>>()?)
+    }
+
+    /// A view over opened files, oldest first. They must follow one another as a plan's files do.
+    ///
+    /// # Errors
+    /// [`Error::PageSizeChanged`], [`Error::Deleted`].
+    ///
+    /// # Panics
+    /// Without any file: a plan has at least one.
+    pub fn of(files: Vec<OpenFile>) -> Result<Self> {
+        let files: Vec<Arc<OpenFile>> = files.into_iter().map(Arc::new).collect();
+        let (Some(first), Some(last)) = (files.first(), files.last()) else { panic!("a plan has at least one file") };
+        let Timestamp(time) = last.header.timestamp;
+        let (commit, page_size, txid) = (last.header.commit, first.header.page_size, last.header.max_txid);
+        if commit == Commit(0) {
+            return Err(Error::Deleted { key: last.key().clone() });
+        }
+        for file in &files {
+            same_page_size(page_size, file)?;
+        }
+        let mut newer: Vec<(u32, u32)> = Vec::new();
+        for (number, file) in files.iter().enumerate().skip(1).rev() {
+            newer.extend(file.index.entries().map(|entry| (entry.pgno.get(), number as u32)));
+        }
+        newer.retain(|(pgno, _)| *pgno <= commit.0);
+        // Stable: of one page's entries the newest file's stays in front.
+        newer.sort_by_key(|(pgno, _)| *pgno);
+        newer.dedup_by_key(|(pgno, _)| *pgno);
+        Ok(Self { overlay: newer.into(), txid, commit, page_size, time: Timestamp(time), files })
+    }
+
+    /// Where a page lies. `None` for the lock page, for pages beyond the end, and for pages that no file holds (which reads as zeros).
+    #[must_use]
+    pub fn locate(&self, pgno: Pgno) -> Option<Location<'_>> {
+        if !self.commit.contains(pgno) {
+            return None;
+        }
+        let at = self.overlay.binary_search_by_key(&pgno.get(), |(pgno, _)| *pgno);
+        let file = &self.files[at.map_or(0, |at| self.overlay[at].1 as usize)];
+        file.index.find(pgno).map(|frame| Location { file, frame })
+    }
+
+    /// The TXID.
+    #[must_use]
+    pub const fn txid(&self) -> Txid {
+        self.txid
+    }
+
+    /// The database's size in pages.
+    #[must_use]
+    pub const fn commit(&self) -> Commit {
+        self.commit
+    }
+
+    /// The size of its pages.
+    #[must_use]
+    pub const fn page_size(&self) -> PageSize {
+        self.page_size
+    }
+
+    /// When its last transaction was captured.
+    #[must_use]
+    pub const fn time(&self) -> Timestamp {
+        self.time
+    }
+
+    /// The files, oldest first.
+    #[must_use]
+    pub fn files(&self) -> &[Arc<OpenFile>] {
+        &self.files
+    }
+
+    /// Bytes of memory that the index takes, the files' fronts left out.
+    #[must_use]
+    pub fn index_memory(&self) -> usize {
+        size_of_val(&*self.overlay) + self.files.iter().map(|file| file.index.memory()).sum::<usize>()
+    }
+}
+
+pub(crate) fn same_page_size(before: PageSize, file: &OpenFile) -> Result<()> {
+    let after = file.header.page_size;
+    if before == after { Ok(()) } else { Err(Error::PageSizeChanged { key: file.key().clone(), before, after }) }
+}
