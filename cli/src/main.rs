@@ -1,2 +1,7 @@
 //! The litestream binary.
+
+mod config;
+mod units;
+mod when;
+
 fn main() {}

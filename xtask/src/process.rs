@@ -1,0 +1,152 @@
+//! Child processes and waiting: a process that dies with its owner and keeps its log, and waiting for a condition with a
+//! deadline. Knows nothing of what runs.
+
+use std::fs;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::NamedTempFile;
+
+/// Asks `poll` again and again until it has an answer.
+///
+/// # Errors
+/// `poll` failed, or had no answer before the deadline; `what` says what was waited for.
+pub(crate) fn wait_until<T>(what: &str, deadline: Duration, mut poll: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(answer) = poll()? {
+            return Ok(answer);
+        }
+        if start.elapsed() >= deadline {
+            bail!("waited {} s in vain for: {what}", deadline.as_secs());
+        }
+        pause();
+    }
+}
+
+/// The time between two looks at a condition.
+#[allow(clippy::disallowed_methods, reason = "the one place that sleeps: between two looks at a condition")]
+fn pause() {
+    std::thread::sleep(Duration::from_millis(5));
+}
+
+/// A running child. Its output goes to a temporary log; dropping it kills it and waits for it.
+#[derive(Debug)]
+pub(crate) struct Process {
+    name: String,
+    child: Child,
+    log: NamedTempFile,
+}
+
+impl Process {
+    /// Starts `command`, without input, both outputs into the log.
+    pub(crate) fn spawn(name: &str, command: &mut Command) -> Result<Process> {
+        let log = NamedTempFile::new().context("cannot make a log file")?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(log.reopen()?)
+            .stderr(log.reopen()?)
+            .spawn()
+            .with_context(|| format!("cannot start {name}"))?;
+        Ok(Process { name: name.to_owned(), child, log })
+    }
+
+    /// Process id, for measuring it.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has written so far.
+    pub(crate) fn log(&self) -> String {
+        fs::read(self.log.path()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    }
+
+    /// [`wait_until`], which ends at once if the process does, and whose errors carry the end of its log.
+    pub(crate) fn wait_until<T>(
+        &mut self,
+        what: &str,
+        deadline: Duration,
+        mut poll: impl FnMut() -> Result<Option<T>>,
+    ) -> Result<T> {
+        wait_until(what, deadline, || {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("{} ended ({status}) while waiting for: {what}", self.name);
+            }
+            poll()
+        })
+        .with_context(|| self.log_tail())
+    }
+
+    /// Waits for it to end by itself.
+    pub(crate) fn wait(&mut self, deadline: Duration) -> Result<ExitStatus> {
+        let what = format!("{} to end", self.name);
+        wait_until(&what, deadline, || Ok(self.child.try_wait()?)).with_context(|| self.log_tail())
+    }
+
+    /// SIGTERM, then waits for it to end. Its exit code is returned, not judged.
+    pub(crate) fn terminate(mut self, deadline: Duration) -> Result<ExitStatus> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("the child has no process id")?;
+        kill_process(pid, Signal::TERM).with_context(|| format!("cannot stop {}", self.name))?;
+        self.wait(deadline)
+    }
+
+    fn log_tail(&self) -> String {
+        format!("the log of {} ends with:\n{}", self.name, tail(&self.log(), 15))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Already ended: both are harmless.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs `command` to its end.
+///
+/// # Errors
+/// It cannot be started, or fails; the error carries the end of what it said.
+pub(crate) fn run(name: &str, command: &mut Command) -> Result<String> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {name}"))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = [output.stdout, output.stderr].concat();
+    Err(anyhow!("{name} failed ({}):\n{}", output.status, tail(&String::from_utf8_lossy(&said), 15)))
+}
+
+/// The last lines of a text.
+pub(crate) fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.trim_end().lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_that_never_comes_is_an_error_that_names_it() {
+        let error = wait_until("the sea to burn", Duration::ZERO, || Ok(None::<()>)).unwrap_err();
+        assert_eq!(error.to_string(), "waited 0 s in vain for: the sea to burn");
+    }
+
+    #[test]
+    fn a_process_that_ends_early_is_noticed_and_its_log_shown() {
+        let mut process = Process::spawn("sh", Command::new("sh").args(["-c", "echo oh no >&2; exit 3"])).unwrap();
+        let error = process.wait_until("good news", Duration::from_secs(10), || Ok(None::<()>)).unwrap_err();
+        let text = format!("{error:#}");
+        assert!(text.contains("oh no") && text.contains("exit status: 3") && text.contains("good news"), "{text}");
+    }
+
+    #[test]
+    fn dropping_a_process_ends_it() {
+        let process = Process::spawn("sleep", Command::new("sleep").arg("600")).unwrap();
+        let pid = Pid::from_raw(process.id().try_into().unwrap()).unwrap();
+        drop(process);
+        assert!(rustix::process::test_kill_process(pid).is_err());
+    }
+}
