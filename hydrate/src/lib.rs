@@ -1,1 +1,17 @@
-//! x
+//! From a replica to a local database file.
+//!
+//! [`restore`] rebuilds a database at a TXID or a moment; [`legacy`] does the same from what Litestream 0.3 left.
+//!
+//! A restore reads every file of its plan once, newest first, in large ranges side by side; decodes on all cores; and writes each page once, in its
+//! newest version, straight to its place. Nothing is re-encoded and nothing is written twice. Every byte read is covered by its file's checksum,
+//! and the database appears under its name only when it is complete, verified and synced.
+
+mod decode;
+mod error;
+// pub mod legacy;
+mod output;
+mod restore;
+
+pub use error::{Error, Result};
+pub use output::{Output, Overwrite};
+pub use restore::{Check, Progress, RestoreOptions, Restored, restore};

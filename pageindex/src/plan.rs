@@ -181,18 +181,31 @@ async fn plan(replica: &Replica, listing: &Listing, target: Target) -> Result<Pl
     }
 }
 
+/// An error of work on a plan.
+pub trait Replannable: std::fmt::Display {
+    /// Whether the files of a plan are gone or others than listed, so that a new plan may help.
+    fn wants_new_plan(&self) -> bool;
+}
+
+impl Replannable for Error {
+    fn wants_new_plan(&self) -> bool {
+        self.wants_new_plan()
+    }
+}
+
 /// Does something with a plan's files; where they vanish meanwhile (retention, compaction), plans again *for the same TXID* and starts over, a
 /// bounded number of times.
 ///
 /// # Errors
 /// As `work`, as [`find`], and [`Error::Vanishing`].
-pub async fn replan<T, F>(
+pub async fn replan<T, E, F>(
     replica: &Replica,
     target: Target,
     mut work: impl FnMut(Plan, Listing) -> F,
-) -> Result<T>
+) -> Result<T, E>
 where
-    F: Future<Output = Result<T>>,
+    E: From<Error> + Replannable,
+    F: Future<Output = Result<T, E>>,
 {
     let (mut plan, mut listing) = find(replica, target).await?;
     let txid = plan.txid;
@@ -205,7 +218,7 @@ where
         tries += 1;
         tracing::info!(%error, %txid, tries, "a file of the plan is gone: planning again");
         if tries > MAX_REPLANS {
-            return Err(Error::Vanishing { url: replica.url().clone(), txid, last: error.to_string() });
+            return Err(Error::Vanishing { url: replica.url().clone(), txid, last: error.to_string() }.into());
         }
         (plan, listing) = find(replica, Target::Txid(txid)).await?;
     }

@@ -1,0 +1,77 @@
+//! Why a database could not be rebuilt.
+
+use std::path::PathBuf;
+
+/// This crate's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a database could not be rebuilt. Whatever it is, nothing was left at the output path, and what was there still is.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no way to what was asked for.
+    #[error(transparent)]
+    Plan(#[from] litestream_pageindex::Error),
+    /// The store failed.
+    #[error(transparent)]
+    Storage(#[from] litestream_storage::Error),
+    /// The output path is taken.
+    #[error("{}: {why}; give another path with -o, or --force to replace it", path.display())]
+    OutputTaken {
+        /// What is in the way.
+        path: PathBuf,
+        /// Why that is a reason.
+        why: &'static str,
+    },
+    /// The output path can never be a database file.
+    #[error("{}: {why}", path.display())]
+    OutputUnusable {
+        /// The path.
+        path: PathBuf,
+        /// Why not.
+        why: &'static str,
+    },
+    /// The local file system failed.
+    #[error("cannot {operation} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The restored database failed the caller's check.
+    #[error("{0}")]
+    Check(String),
+    /// A v0.3 replica is incomplete or damaged.
+    #[error("{key}: {problem}")]
+    Legacy {
+        /// The object.
+        key: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A thread of ours died.
+    #[error("a worker failed: {0}")]
+    Worker(String),
+}
+
+impl Error {
+    pub(crate) fn io(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { operation, path, source }
+    }
+}
+
+impl litestream_pageindex::Replannable for Error {
+    fn wants_new_plan(&self) -> bool {
+        match self {
+            Self::Plan(error) => error.wants_new_plan(),
+            Self::Storage(error) => {
+                matches!(error.kind(), litestream_storage::Kind::NotFound | litestream_storage::Kind::Conflict)
+            }
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! The place where the database will be: checked before anything is read, filled under a temporary name, replaced at once and only at the end.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// What SQLite keeps beside a database.
+const SIDECARS: [&str; 3] = ["-wal", "-shm", "-journal"];
+
+/// What to do with a file that is there already.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Overwrite {
+    /// Refuse.
+    #[default]
+    Never,
+    /// Replace it, once the new one is complete and verified.
+    Replace,
+}
+
+/// A database file in the making. Unless [`Output::publish`] is reached, it goes away without a trace.
+#[derive(Debug)]
+pub struct Output {
+    file: File,
+    temporary: PathBuf,
+    path: PathBuf,
+    published: bool,
+}
+
+impl Output {
+    /// Checks whether a database may be put at `path`.
+    ///
+    /// # Errors
+    /// [`Error::OutputTaken`] and [`Error::OutputUnusable`].
+    pub fn check(path: &Path, overwrite: Overwrite) -> Result<()> {
+        let unusable = |why| Err(Error::OutputUnusable { path: path.into(), why });
+        if path.file_name().is_none() {
+            return unusable("this is not a file name: name the database file to write");
+        }
+        let parent = parent(path);
+        if !parent.is_dir() && parent.exists() {
+            return unusable("the folder it should lie in is a file");
+        }
+        match fs::metadata(path) {
+            Ok(found) if found.is_dir() => return unusable("is a directory: name the database file to write"),
+            Ok(found) if !found.is_file() => return unusable("is not a regular file"),
+            Ok(found) if found.len() > 0 && overwrite == Overwrite::Never => {
+                return Err(Error::OutputTaken { path: path.into(), why: "exists already" });
+            }
+            _ => {}
+        }
+        for sidecar in sidecars(path) {
+            if sidecar.exists() && overwrite == Overwrite::Never {
+                let why = "is left over from another database, and SQLite would apply it to the restored one";
+                return Err(Error::OutputTaken { path: sidecar, why });
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins a database that will lie at `path`. Folders on the way are made.
+    ///
+    /// # Errors
+    /// As [`Output::check`], and [`Error::Io`].
+    pub fn create(path: &Path, overwrite: Overwrite) -> Result<Self> {
+        Self::check(path, overwrite)?;
+        let parent = parent(path);
+        fs::create_dir_all(&parent).map_err(Error::io("create", &parent))?;
+        let mut number = 0u32;
+        let (file, temporary) = loop {
+            let mut name = OsString::from(".");
+            name.push(path.file_name().unwrap_or_default());
+            name.push(format!(".restore-{}-{number}.tmp", std::process::id()));
+            let temporary = parent.join(name);
+            match File::options().read(true).write(true).create_new(true).open(&temporary) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && number < 1_000 => number += 1,
+                file => break (file.map_err(Error::io("create", &temporary))?, temporary),
+            }
+        };
+        Ok(Self { file, temporary, path: path.into(), published: false })
+    }
+
+    /// Sets the file's length; what is not written reads as zeros.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn set_len(&self, len: u64) -> Result<()> {
+        self.file.set_len(len).map_err(Error::io("resize", &self.temporary))
+    }
+
+    /// Writes bytes at an offset. May be called from several threads.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.file.write_all_at(bytes, offset).map_err(Error::io("write", &self.temporary))
+    }
+
+    /// Makes what was written durable. Worth calling now and then while more is written, so that the disk works meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(Error::io("sync", &self.temporary))
+    }
+
+    /// Where the file lies until it is published.
+    #[must_use]
+    pub fn temporary(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Syncs the file and gives it its name, replacing what was there together with its `-wal`, `-shm` and `-journal`.
+    ///
+    /// A `-wal` cannot be replaced in the same instant as its database, and SQLite would apply it to whatever database it finds. So the old database
+    /// and its sidecars first get second names (`NAME.replaced`, `NAME.replaced-wal`…), then the sidecars go, then the new database takes the name, and
+    /// only then the second names go: a crash in between leaves the old database complete under `NAME.replaced`, where SQLite opens it.
+    ///
+    /// # Errors
+    /// [`Error::Io`], and [`Error::OutputTaken`] where something has appeared at the path meanwhile.
+    pub fn publish(mut self, overwrite: Overwrite) -> Result<()> {
+        self.file.sync_all().map_err(Error::io("sync", &self.temporary))?;
+        Self::check(&self.path, overwrite)?;
+        let folder = parent(&self.path);
+        let sync_folder =
+            || File::open(&folder).and_then(|folder| folder.sync_all()).map_err(Error::io("sync", &folder));
+        let replaced = self.set_aside(overwrite)?;
+        if !replaced.is_empty() {
+            sync_folder()?;
+            for sidecar in sidecars(&self.path) {
+                remove(&sidecar)?;
+            }
+            sync_folder()?;
+        }
+        fs::rename(&self.temporary, &self.path).map_err(Error::io("rename the new database to", &self.path))?;
+        self.published = true;
+        sync_folder()?;
+        // The sidecars' second names go last: without them the database's would be incomplete.
+        for name in &replaced {
+            remove(name)?;
+        }
+        Ok(())
+    }
+
+    /// Gives an old database with sidecars, and these, second names. An old database without sidecars needs none: a rename replaces it at once.
+    fn set_aside(&self, overwrite: Overwrite) -> Result<Vec<PathBuf>> {
+        let present: Vec<PathBuf> = sidecars(&self.path).filter(|sidecar| sidecar.exists()).collect();
+        if overwrite == Overwrite::Never || present.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut base = self.path.as_os_str().to_owned();
+        base.push(".replaced");
+        let mut second_names = Vec::new();
+        for old in std::iter::once(&self.path).chain(&present).filter(|old| old.exists()) {
+            let suffix = old.as_os_str().as_encoded_bytes().get(self.path.as_os_str().len()..).unwrap_or_default();
+            let mut name = base.clone();
+            name.push(String::from_utf8_lossy(suffix).as_ref());
+            let name = PathBuf::from(name);
+            // Left over from a replacement that was cut short: the database has since been replaced again or is still there.
+            remove(&name)?;
+            fs::hard_link(old, &name).map_err(Error::io("keep the old database as", &name))?;
+            second_names.push(name);
+        }
+        Ok(second_names)
+    }
+}
+
+/// Removes a file that may not be there.
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        if !self.published {
+            // Nothing else can be done about a temporary file that will not go.
+            let _ = fs::remove_file(&self.temporary);
+            for sidecar in sidecars(&self.temporary) {
+                let _ = fs::remove_file(sidecar);
+            }
+        }
+    }
+}
+
+fn parent(path: &Path) -> PathBuf {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
+}
+
+fn sidecars(path: &Path) -> impl Iterator<Item = PathBuf> + '_ {
+    SIDECARS.iter().map(move |suffix| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        name.into()
+    })
+}
