@@ -1,0 +1,248 @@
+//! The command line. Litestream's single-dash long flags (`-o`, `-timestamp`, `-config`…) are accepted anywhere.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::units;
+
+/// SQLite kept in step with S3-style object storage, and queried straight from it.
+#[derive(Debug, Parser)]
+#[command(name = "litestream", version, propagate_version = true, disable_help_subcommand = true)]
+#[command(after_help = "Examples:
+  litestream restore -o my.db s3://bucket/my.db
+  litestream restore --timestamp '5 minutes ago' -o before.db s3://bucket/my.db
+  litestream ltx s3://bucket/my.db
+  litestream compact /var/lib/my.db")]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// What to log: error, warn, info, debug or trace.
+    #[arg(long, global = true, value_name = "LEVEL", default_value = "warn", env = "LOG_LEVEL", hide_env = true)]
+    pub(crate) log_level: tracing::Level,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub(crate) struct Common {
+    /// The configuration file [default: $LITESTREAM_CONFIG or /etc/litestream.yml].
+    #[arg(long, global = true, value_name = "PATH")]
+    pub(crate) config: Option<PathBuf>,
+    /// Leave $VAR and ${VAR} in the configuration file as they are.
+    #[arg(long, global = true)]
+    pub(crate) no_expand_env: bool,
+    /// How long to go on trying when a store does not answer.
+    #[arg(long, global = true, value_name = "DURATION", default_value = "1m", value_parser = duration)]
+    pub(crate) retry_timeout: Duration,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Rebuild a database from its replica, to any moment.
+    Restore(RestoreArgs),
+    /// Compact a replica's levels, make a snapshot and apply retention, now.
+    Compact(CompactArgs),
+    /// List a replica's LTX files.
+    #[command(visible_alias = "wal")]
+    Ltx(LtxArgs),
+    /// List the databases of the configuration file.
+    Databases(ListArgs),
+    /// Print the version.
+    Version(VersionArgs),
+    /// Print a completion script for a shell.
+    Completions(CompletionArgs),
+    /// Write the manual pages into a folder.
+    Man(ManArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  # the latest state of a database named in the configuration file, to its own place
+  litestream restore /var/lib/my.db
+  # a replica by its address
+  litestream restore -o my.db s3://bucket/my.db
+  litestream restore -o my.db 's3://bucket/my.db?endpoint=http://127.0.0.1:9000'
+  litestream restore -o my.db file:///mnt/backup/my.db
+  # as it was
+  litestream restore -o before.db --timestamp '2 hours ago' s3://bucket/my.db
+  litestream restore -o before.db --timestamp 2026-01-31T12:00:00Z s3://bucket/my.db
+  litestream restore -o before.db --txid 000000000000002a s3://bucket/my.db")]
+pub(crate) struct RestoreArgs {
+    /// A database of the configuration file, or a replica's URL.
+    #[arg(value_name = "DB|URL")]
+    pub(crate) source: String,
+    /// Where to put the database [default: its own path, for a database of the configuration file].
+    #[arg(short, long, value_name = "PATH")]
+    pub(crate) output: Option<PathBuf>,
+    /// Restore the state after this transaction: 16 hexadecimal digits.
+    #[arg(long, value_name = "TXID", conflicts_with = "timestamp")]
+    pub(crate) txid: Option<ltx::Txid>,
+    /// Restore the newest state strictly before this moment: RFC 3339, or such as '5 minutes ago' or 'yesterday 12:00'.
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub(crate) timestamp: Option<String>,
+    /// How many requests may run at once.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) parallelism: u16,
+    /// Do nothing, successfully, where the database exists already.
+    #[arg(long)]
+    pub(crate) if_db_not_exists: bool,
+    /// Do nothing, successfully, where there is no backup.
+    #[arg(long)]
+    pub(crate) if_replica_exists: bool,
+    /// Replace a database that is there, once the new one is complete and verified.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Only say what would be restored.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// How thoroughly SQLite checks the database before it is put in place. Every file's checksum is verified in any case.
+    #[arg(long, value_name = "HOW", default_value = "none")]
+    pub(crate) integrity_check: IntegrityCheck,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum IntegrityCheck {
+    /// Not at all.
+    None,
+    /// PRAGMA quick_check.
+    Quick,
+    /// PRAGMA integrity_check.
+    Full,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  litestream compact /var/lib/my.db
+  litestream compact --dry-run s3://bucket/my.db")]
+pub(crate) struct CompactArgs {
+    /// A database of the configuration file, or a replica's URL.
+    #[arg(value_name = "DB|URL")]
+    pub(crate) source: String,
+    /// Only say what would be done.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Do not make a snapshot.
+    #[arg(long)]
+    pub(crate) no_snapshot: bool,
+    /// Do not delete files that retention no longer needs.
+    #[arg(long)]
+    pub(crate) no_retention: bool,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  litestream ltx s3://bucket/my.db
+  litestream ltx --level 9 --json /var/lib/my.db")]
+pub(crate) struct LtxArgs {
+    /// A database of the configuration file, or a replica's URL.
+    #[arg(value_name = "DB|URL")]
+    pub(crate) source: String,
+    /// Only one level, 0 to 9, or all.
+    #[arg(long, value_name = "N|all", default_value = "all", value_parser = level)]
+    pub(crate) level: LevelFilter,
+    /// Print the list as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Which levels to list.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LevelFilter(pub(crate) Option<litestream_storage::Level>);
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Print the list as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VersionArgs {
+    /// Print the SQLite version and the file formats, too.
+    #[arg(long)]
+    pub(crate) verbose: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionArgs {
+    /// The shell.
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// The folder.
+    pub(crate) folder: PathBuf,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    units::parse_duration(text).map_err(|error| error.to_string())
+}
+
+fn level(text: &str) -> Result<LevelFilter, String> {
+    match text.parse().ok().and_then(litestream_storage::Level::new) {
+        Some(level) => Ok(LevelFilter(Some(level))),
+        None if text == "all" => Ok(LevelFilter(None)),
+        None => Err("a level is a number from 0 to 9, or all".to_owned()),
+    }
+}
+
+/// Gives Litestream's single-dash long flags their second dash. Only names that some command really has are touched, so values such as `-1h` pass.
+pub(crate) fn normalize(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let command = Arguments::command();
+    let mut names: Vec<String> = vec!["help".into(), "version".into()];
+    for command in std::iter::once(&command).chain(command.get_subcommands()) {
+        names.extend(command.get_arguments().filter_map(|arg| arg.get_long()).map(str::to_owned));
+    }
+    let mut after_separator = false;
+    let fix = |argument: OsString| {
+        let Some(text) = argument.to_str() else { return argument };
+        after_separator |= text == "--";
+        let long = text.strip_prefix('-').filter(|rest| rest.len() > 1 && !rest.starts_with('-'));
+        match long {
+            Some(rest) if !after_separator && names.iter().any(|name| rest.split('=').next() == Some(name)) => {
+                format!("--{rest}").into()
+            }
+            _ => argument,
+        }
+    };
+    arguments.into_iter().map(fix).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fixed(arguments: &[&str]) -> Vec<String> {
+        let fixed = normalize(arguments.iter().map(OsString::from));
+        fixed.into_iter().map(|argument| argument.into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn single_dashes_are_accepted_and_values_are_left_alone() {
+        let given =
+            ["litestream", "restore", "-o", "x", "-timestamp", "-1h", "-config=a", "db", "-json", "--", "-json"];
+        let expected =
+            ["litestream", "restore", "-o", "x", "--timestamp", "-1h", "--config=a", "db", "--json", "--", "-json"];
+        assert_eq!(fixed(&given), expected);
+        let parsed = Arguments::try_parse_from(normalize(given[..9].iter().map(OsString::from))).unwrap();
+        let Command::Restore(args) = parsed.command else { panic!("{parsed:?}") };
+        assert_eq!((args.timestamp.as_deref(), args.json), (Some("-1h"), true));
+        assert_eq!(parsed.common.config, Some("a".into()));
+    }
+}

@@ -1,0 +1,8 @@
+//! One module a command.
+
+pub(crate) mod compact;
+pub(crate) mod databases;
+pub(crate) mod generate;
+pub(crate) mod ltx;
+pub(crate) mod restore;
+pub(crate) mod version;
