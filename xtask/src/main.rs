@@ -4,10 +4,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod demo;
 mod fixtures;
 mod litestream;
 mod minio;
 mod process;
+mod test;
 mod tools;
 
 #[derive(Debug, Parser)]
@@ -19,6 +21,14 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Makes a database, puts it on an S3 server in the process, restores it at two moments
+    Demo,
+    /// Runs the whole test suite
+    Test {
+        /// Passed on to `cargo test`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        extra: Vec<String>,
+    },
     /// Regenerates the golden replicas with real Litestream
     Fixtures(fixtures::Arguments),
     /// Finds or installs the programs that the tests run beside ours, and starts each once
@@ -27,6 +37,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
+        Command::Demo => demo::run(),
+        Command::Test { extra } => test::run(&extra),
         Command::Fixtures(arguments) => fixtures::run(&arguments),
         Command::Tools => tools::check(),
     };
