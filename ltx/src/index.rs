@@ -43,7 +43,7 @@ pub enum TailLength {
 }
 
 impl TailLength {
-    /// Measures the tail – index and trailer – of a file of `file_len` bytes from its last bytes.
+    /// Measures the tail – end mark, index and trailer – of a file of `file_len` bytes from its last bytes.
     ///
     /// # Errors
     /// [`Error::Truncated`] where no LTX file can be this short, [`Error::Index`] where the index claims to be longer than the file.
@@ -60,7 +60,7 @@ impl TailLength {
         if varints < MIN_VARINTS || varints > room {
             return Err(Error::Index("its length does not fit the file"));
         }
-        let need = varints + fixed as u64;
+        let need = END_MARK.len() as u64 + varints + fixed as u64;
         Ok(if need <= last.len() as u64 { Self::Enough(need as usize) } else { Self::Need(need) })
     }
 }
@@ -87,7 +87,11 @@ impl<'a> Tail<'a> {
                 return Err(Error::Truncated { what: "the page index", need, have: last.len() as u64 });
             }
         };
-        let bytes = &last[last.len() - len..];
+        let (end_mark, bytes) = last[last.len() - len..].split_at(END_MARK.len());
+        if end_mark != END_MARK {
+            return Err(Error::Index("no end mark stands before it"));
+        }
+        let len = bytes.len();
         let varints = &bytes[..len - LENGTH_LEN - TRAILER_LEN];
         let trailer = Trailer::parse(&bytes[len - TRAILER_LEN..], header)?;
         let layout = Layout { page_size: header.page_size, frames_end: file_len - (len + END_MARK.len()) as u64 };

@@ -1,5 +1,5 @@
 //! No damaged file decodes to other pages: it is refused with an error, and nothing panics.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

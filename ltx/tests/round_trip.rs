@@ -1,5 +1,5 @@
 //! What the encoder writes, the decoder and the index give back, for every page size and kind of page.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

@@ -1,8 +1,9 @@
 //! Why there is no way to a page, or to a database at some moment.
 
+use std::path::Path;
 use std::sync::Arc;
 
-use litestream_storage::Kind;
+use litestream_storage::{FileInfo, Kind};
 use ltx::{PageSize, Timestamp, Txid};
 
 /// This crate's result.
@@ -91,6 +92,30 @@ pub enum Error {
         /// The file that says so.
         key: Arc<str>,
     },
+    /// A merge was asked for without any file.
+    #[error("{url}: there is nothing to merge")]
+    NothingToMerge {
+        /// The replica.
+        url: Arc<str>,
+    },
+    /// A file to merge does not reach beyond the one before it.
+    #[error("{key}: does not reach beyond {before}: files are merged in the order of their last TXIDs, each one once")]
+    OutOfOrder {
+        /// The file.
+        key: Arc<str>,
+        /// The one before it.
+        before: Arc<str>,
+    },
+    /// Files are right one by one but do not make a valid file together.
+    #[error("{first} to {last} cannot be merged into one file: {source}")]
+    Merge {
+        /// The first file.
+        first: Arc<str>,
+        /// The last file.
+        last: Arc<str>,
+        /// What would be wrong with the result.
+        source: ltx::Error,
+    },
     /// A local file could not be written.
     #[error("cannot {operation}: {source}")]
     Io {
@@ -111,6 +136,20 @@ impl Error {
     /// A format error in a file.
     pub fn format(key: &str, source: ltx::Error) -> Self {
         Self::Format { key: key.into(), source }
+    }
+
+    /// What an encoder says while `files` are merged into `output`.
+    pub(crate) fn merge(files: &[FileInfo], output: &Path, source: ltx::Error) -> Self {
+        let key = |file: Option<&FileInfo>| file.map_or_else(|| "".into(), |file| file.object.key.clone());
+        match source {
+            ltx::Error::Io(source) => Self::io("write", output, source),
+            source => Self::Merge { first: key(files.first()), last: key(files.last()), source },
+        }
+    }
+
+    /// What the local file system says.
+    pub(crate) fn io(operation: &str, path: &Path, source: std::io::Error) -> Self {
+        Self::Io { operation: format!("{operation} {}", path.display()), source }
     }
 }
 

@@ -6,13 +6,13 @@
 //! Everything rests on a [`Listing`]: three LIST requests side by side. From there on a restore, a view and a compaction need one more
 //! wave of requests to know all frames: every small file whole, and of every large one its head and its tail together.
 
-// pub mod compact;
+pub mod compact;
 mod error;
 mod file;
 mod listing;
 mod packed;
 mod plan;
-// pub mod retention;
+pub mod retention;
 mod time;
 mod view;
 
@@ -20,6 +20,6 @@ pub use error::{Error, Result};
 pub use file::{OpenFile, SMALL_FILE, open_file};
 pub use listing::Listing;
 pub use packed::{PackedIndex, PackedIndexBuilder};
-pub use plan::{MAX_REPLANS, Plan, Target, find, replan};
+pub use plan::{MAX_REPLANS, Plan, Replannable, Target, find, replan};
 pub use time::{Cutoff, time_of};
 pub use view::{Location, View};

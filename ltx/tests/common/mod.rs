@@ -1,5 +1,5 @@
 //! Files and pages for the tests, made the slow and obvious way.
-#![allow(dead_code, missing_docs, reason = "each test binary uses its own part")]
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used, reason = "each test binary uses its own part")]
 
 use ltx::{Commit, Encoder, Header, PageSize, Pgno, Timestamp, Txid};
 

@@ -27,6 +27,7 @@ pub(super) fn status<E>(error: &SdkError<E, HttpResponse>) -> Option<u16> {
 }
 
 /// Sorts a failed request by what can be done about it.
+#[allow(clippy::needless_pass_by_value, reason = "it stands behind `map_err`")]
 pub(super) fn error<E>(url: &Arc<str>, operation: &'static str, key: &str, error: SdkError<E, HttpResponse>) -> Error
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
