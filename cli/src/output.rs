@@ -22,9 +22,9 @@ pub(crate) fn set_up_logging(level: tracing::Level) {
         .init();
 }
 
-/// One clear line.
+/// One clear line; only a configuration's problems have a line each.
 pub(crate) fn print_error(error: &anyhow::Error) {
-    let text = format!("{error:#}").replace(['\n', '\r'], " ");
+    let text = format!("{error:#}");
     let _ = writeln!(std::io::stderr(), "litestream: {text}");
 }
 

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use anyhow::Context;
 use litestream_pageindex::compact::{MergeOptions, compact_into, next_inputs, snapshot, snapshot_inputs};
 use litestream_pageindex::retention::{RetentionPolicy, expired};
 use litestream_pageindex::{Error as PlanError, Listing, MAX_REPLANS};
@@ -47,7 +46,7 @@ pub(crate) async fn run(common: &Common, args: &CompactArgs) -> anyhow::Result<(
     let mut steps = Vec::new();
     for replica in &place.replicas {
         let work = Work { replica, args, place: &place };
-        work.run(&mut steps).await.with_context(|| format!("cannot compact {}", replica.url()))?;
+        work.run(&mut steps).await?;
     }
     if args.json {
         return output::json(&steps);
