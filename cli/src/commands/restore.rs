@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use indicatif::ProgressBar;
 use jiff::Zoned;
-use litestream_hydrate::{Check, Output, Overwrite, RestoreOptions, Restored, restore};
-use litestream_pageindex::{Error as PlanError, Plan, Target, find};
+use litestream_hydrate::legacy::{self, Legacy, LtxTimes, RestoredLegacy, prefers_legacy};
+use litestream_hydrate::{Check, Error, Output, Overwrite, RestoreOptions, Restored, restore};
+use litestream_pageindex::{Error as PlanError, Listing, Plan, Target, find, time_of};
 use litestream_storage::{Replica, format_time};
 use ltx::Timestamp;
 use rusqlite::{Connection, OpenFlags};
@@ -59,19 +61,49 @@ pub(crate) async fn run(common: &Common, args: &RestoreArgs) -> anyhow::Result<(
     if !args.dry_run {
         Output::check(&path, overwrite)?;
     }
-    let (replica, plan) = match choose(&place.replicas, target).await {
-        Err(PlanError::NoBackup { url }) if args.if_replica_exists => {
+    let (replica, source) = match choose(&place.replicas, target).await {
+        Err(Error::Plan(PlanError::NoBackup { url })) if args.if_replica_exists => {
             output::note(&format!("{url}: no backup found: nothing to do"));
             return Ok(());
         }
         chosen => chosen?,
     };
-    if args.dry_run {
-        return describe(args, &path, replica, &plan);
+    let bar = output::progress("restoring");
+    let options = options(args, target, overwrite, &bar);
+    match source {
+        Source::Ltx(plan) if args.dry_run => describe(args, &path, replica, &plan),
+        Source::Ltx(plan) => {
+            // What was planned is what is restored, even when newer transactions arrive meanwhile.
+            let options = RestoreOptions { target: Target::Txid(plan.txid), ..options };
+            let restored = restore(replica, &path, &options).await;
+            bar.finish_and_clear();
+            report(args, &path, replica, &restored?)
+        }
+        Source::Legacy(_) if args.dry_run => {
+            output::line(&format!("would restore {} (Litestream 0.3) to {}", replica.url(), path.display()))
+        }
+        Source::Legacy(found) => {
+            let moment = if let Target::Before(moment) = target { Some(moment) } else { None };
+            let restored = legacy::restore(replica, &found, moment, &path, &options).await;
+            bar.finish_and_clear();
+            report_legacy(args, &path, replica, &restored?)
+        }
     }
-    // What was planned is what is restored, even when newer transactions arrive meanwhile.
-    let restored = carry_out(args, &path, replica, Target::Txid(plan.txid), overwrite).await?;
-    report(args, &path, replica, &restored)
+}
+
+/// Where the database comes from.
+enum Source {
+    /// LTX files.
+    Ltx(Plan),
+    /// What Litestream 0.3 left.
+    Legacy(Legacy),
+}
+
+impl Source {
+    /// How far it reaches, for comparison with other replicas'.
+    fn reach(&self) -> Option<ltx::Txid> {
+        if let Self::Ltx(plan) = self { Some(plan.txid) } else { None }
+    }
 }
 
 fn target(args: &RestoreArgs) -> anyhow::Result<Target> {
@@ -94,14 +126,14 @@ fn output_path(args: &RestoreArgs, place: &Place) -> anyhow::Result<PathBuf> {
 }
 
 /// The replica that reaches furthest within the target. One that fails is passed over as long as another does not, but not silently.
-async fn choose(replicas: &[Replica], target: Target) -> Result<(&Replica, Plan), PlanError> {
-    let plans = futures::future::join_all(replicas.iter().map(|replica| find(replica, target))).await;
-    let mut best: Option<(&Replica, Plan)> = None;
+async fn choose(replicas: &[Replica], target: Target) -> Result<(&Replica, Source), Error> {
+    let sources = futures::future::join_all(replicas.iter().map(|replica| source(replica, target))).await;
+    let mut best: Option<(&Replica, Source)> = None;
     let mut failure = None;
-    for (replica, plan) in replicas.iter().zip(plans) {
-        match plan {
-            Ok((plan, _)) if best.as_ref().is_none_or(|(_, best)| plan.txid > best.txid) => {
-                best = Some((replica, plan))
+    for (replica, source) in replicas.iter().zip(sources) {
+        match source {
+            Ok(source) if best.as_ref().is_none_or(|(_, best)| source.reach() > best.reach()) => {
+                best = Some((replica, source));
             }
             Ok(_) => {}
             Err(error) => {
@@ -115,20 +147,43 @@ async fn choose(replicas: &[Replica], target: Target) -> Result<(&Replica, Plan)
     match (best, failure) {
         (Some(best), _) => Ok(best),
         (None, Some(error)) => Err(error),
-        (None, None) => Err(PlanError::NoBackup { url: "configuration".into() }),
+        (None, None) => Err(PlanError::NoBackup { url: "configuration".into() }.into()),
     }
 }
 
-async fn carry_out(
-    args: &RestoreArgs,
-    path: &Path,
-    replica: &Replica,
-    target: Target,
-    overwrite: Overwrite,
-) -> anyhow::Result<Restored> {
-    let bar = output::progress("restoring");
+/// LTX files, or what Litestream 0.3 left where that is newer or all there is.
+async fn source(replica: &Replica, target: Target) -> Result<Source, Error> {
+    let found = find(replica, target).await;
+    let ltx = match &found {
+        Ok((plan, listing)) if seems_to_hold_legacy(listing) => ltx_times(replica, plan, listing).await?,
+        Err(PlanError::NoBackup { .. }) => LtxTimes::default(),
+        // There are LTX files, but none as old as that.
+        Err(PlanError::TooEarly { oldest, .. }) => LtxTimes { newest_file: Some(*oldest), snapshot: None },
+        _ => return Ok(Source::Ltx(found?.0)),
+    };
+    let legacy = legacy::listing(replica).await?;
+    if prefers_legacy(&legacy, ltx, target) { Ok(Source::Legacy(legacy)) } else { Ok(Source::Ltx(found?.0)) }
+}
+
+/// A listing of the levels shows in passing whether there is anything else.
+fn seems_to_hold_legacy(listing: &Listing) -> bool {
+    listing.others().iter().any(|object| object.key.split('/').any(|part| part == "generations"))
+}
+
+async fn ltx_times(replica: &Replica, plan: &Plan, listing: &Listing) -> Result<LtxTimes, Error> {
+    let mut times = LtxTimes::default();
+    if let Some(newest) = listing.files().max_by_key(|file| file.name.max) {
+        times.newest_file = Some(time_of(replica, newest).await?);
+    }
+    if let Some(first) = plan.files.first() {
+        times.snapshot = Some(time_of(replica, first).await?);
+    }
+    Ok(times)
+}
+
+fn options(args: &RestoreArgs, target: Target, overwrite: Overwrite, bar: &ProgressBar) -> RestoreOptions {
     let shown = bar.clone();
-    let options = RestoreOptions {
+    RestoreOptions {
         target,
         overwrite,
         parallelism: usize::from(args.parallelism),
@@ -137,10 +192,7 @@ async fn carry_out(
             shown.set_length(progress.total);
             shown.set_position(progress.done);
         }),
-    };
-    let restored = restore(replica, path, &options).await;
-    bar.finish_and_clear();
-    Ok(restored?)
+    }
 }
 
 fn check(how: IntegrityCheck) -> Option<Arc<Check>> {
@@ -212,4 +264,41 @@ fn report(args: &RestoreArgs, path: &Path, replica: &Replica, restored: &Restore
     }
     let size = output::size(restored.commit.bytes(restored.page_size));
     output::line(&format!("restored {db} at {} ({}), {size}", report.txid, report.timestamp))
+}
+
+#[derive(Serialize)]
+struct LegacyReport {
+    db: String,
+    replica: String,
+    generation: String,
+    index: String,
+    timestamp: String,
+    page_size: u32,
+    pages: u64,
+    files: usize,
+    bytes: u64,
+    restored: bool,
+}
+
+fn report_legacy(args: &RestoreArgs, path: &Path, replica: &Replica, restored: &RestoredLegacy) -> anyhow::Result<()> {
+    let report = LegacyReport {
+        db: path.display().to_string(),
+        replica: replica.url().to_string(),
+        generation: restored.generation.to_string(),
+        index: format!("{:08x}", restored.index),
+        timestamp: format_time(restored.time),
+        page_size: restored.page_size.get(),
+        pages: restored.size / u64::from(restored.page_size.get()),
+        files: restored.files,
+        bytes: restored.bytes,
+        restored: true,
+    };
+    if args.json {
+        return output::json(&report);
+    }
+    let LegacyReport { db, generation, index, timestamp, .. } = report;
+    let size = output::size(restored.size);
+    output::line(&format!(
+        "restored {db} from generation {generation} of Litestream 0.3 at index {index} ({timestamp}), {size}"
+    ))
 }
