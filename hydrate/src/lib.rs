@@ -8,7 +8,7 @@
 
 mod decode;
 mod error;
-// pub mod legacy;
+pub mod legacy;
 mod output;
 mod restore;
 

@@ -4,9 +4,12 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{Error, Result};
 
+/// How many databases this process has begun.
+static NUMBER: AtomicU64 = AtomicU64::new(0);
 /// What SQLite keeps beside a database.
 const SIDECARS: [&str; 3] = ["-wal", "-shm", "-journal"];
 
@@ -68,14 +71,16 @@ impl Output {
         Self::check(path, overwrite)?;
         let parent = parent(path);
         fs::create_dir_all(&parent).map_err(Error::io("create", &parent))?;
-        let mut number = 0u32;
         let (file, temporary) = loop {
+            // Never the same name twice in a process: an attempt that is still dying must not remove its successor's file.
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
             let mut name = OsString::from(".");
             name.push(path.file_name().unwrap_or_default());
             name.push(format!(".restore-{}-{number}.tmp", std::process::id()));
             let temporary = parent.join(name);
             match File::options().read(true).write(true).create_new(true).open(&temporary) {
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && number < 1_000 => number += 1,
+                // Left over from a killed process that had the same id.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
                 file => break (file.map_err(Error::io("create", &temporary))?, temporary),
             }
         };

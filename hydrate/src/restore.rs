@@ -3,7 +3,7 @@
 //! Files are opened newest first, many at once. As soon as a file's index is known, it claims the pages that no newer file has claimed, and its frames
 //! are decoded while older files still arrive: each file is read once, each page written once.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -125,6 +125,24 @@ struct Restore {
     options: RestoreOptions,
 }
 
+/// Removes the temporary file as soon as an attempt has failed or was given up, even while workers on other threads still finish their last piece.
+struct Unlink(Option<PathBuf>);
+
+impl Unlink {
+    fn leave_it(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unlink {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            // Whoever holds the file open last removes what this could not.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
 struct Meter {
     done: AtomicU64,
     total: u64,
@@ -159,6 +177,7 @@ impl Restore {
 
     async fn run(self, plan: &Plan) -> Result<Restored> {
         let this = Arc::new(self);
+        let unlink = Unlink(Some(this.output.temporary().to_owned()));
         let mut workers: JoinSet<Result<()>> = JoinSet::new();
         let restored = this.clone().read_files(plan, &mut workers).await?;
         while let Some(done) = workers.join_next().await {
@@ -170,6 +189,7 @@ impl Restore {
         let Some(output) = Arc::into_inner(output) else {
             return Err(Error::Worker("a worker still writes".into()));
         };
+        unlink.leave_it();
         blocking(move || {
             output.sync()?;
             if let Some(check) = &options.check {

@@ -1,5 +1,5 @@
 //! Every replica that real Litestream wrote restores to the bytes that real Litestream restores it to.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use std::path::Path;
 
