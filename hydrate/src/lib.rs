@@ -14,4 +14,4 @@ mod restore;
 
 pub use error::{Error, Result};
 pub use output::{Output, Overwrite};
-pub use restore::{Check, Progress, RestoreOptions, Restored, restore};
+pub use restore::{Check, Progress, RestoreOptions, Restored, restore, restore_plan};

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
-use litestream_pageindex::{OpenFile, Plan, SMALL_FILE, Target, open_file, replan};
+use litestream_pageindex::{Listing, OpenFile, Plan, SMALL_FILE, Target, find, open_file, replan_from};
 use litestream_storage::{FileInfo, Replica};
 use ltx::{Commit, ContentHash, PageSize, Timestamp, Txid};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -19,9 +19,9 @@ use crate::decode::{Bits, Span, decode, spans};
 use crate::{Error, Output, Overwrite, Result};
 
 /// About how many bytes one request for part of a large file reads.
-const SPAN: u64 = 4 << 20;
+const SPAN: u64 = 2 << 20;
 /// How many bytes may be on their way or being decoded at once.
-const BUDGET: u64 = 64 << 20;
+const BUDGET: u64 = 32 << 20;
 /// The unit in which the budget is counted, so that it fits a semaphore.
 const UNIT: u64 = 4 << 10;
 
@@ -96,22 +96,36 @@ pub struct Restored {
 /// Nothing but a temporary file beside `path` exists until the database is complete, every file's checksum has been verified, the check has passed and
 /// everything is synced; then it appears at once. Files that vanish meanwhile lead to a new plan for the same TXID.
 ///
-/// Memory stays within about 100 MiB and 3 bytes a page, whatever the database's size.
+/// Memory stays within about 100 MiB and a few bytes a page, whatever the database's size.
 ///
 /// # Errors
 /// Whatever stands in the way; nothing is left at `path` then, and what was there still is.
 pub async fn restore(replica: &Replica, path: &Path, options: &RestoreOptions) -> Result<Restored> {
     Output::check(path, options.overwrite)?;
-    replan(replica, options.target, |plan, listing| async move {
-        let restore = Restore::new(replica, path, &plan, options)?;
+    let (plan, listing) = find(replica, options.target).await?;
+    restore_plan(replica, plan, listing, path, options).await
+}
+
+/// Like [`restore`], for a plan that has been made already; the options' target is not looked at.
+///
+/// # Errors
+/// As [`restore`].
+pub async fn restore_plan(
+    replica: &Replica,
+    plan: Plan,
+    listing: Listing,
+    path: &Path,
+    options: &RestoreOptions,
+) -> Result<Restored> {
+    Output::check(path, options.overwrite)?;
+    replan_from(replica, plan, listing, |plan, listing| async move {
         // Only the first file's own frames tell whether a lone snapshot may be newer than it says.
         if let Some(other) = plan.without_lone_snapshot(replica, &listing)
             && open_file(replica, &plan.files[0]).await?.starts_with_legacy_frame()
         {
-            drop(restore);
             return Restore::new(replica, path, &other, options)?.run(&other).await;
         }
-        restore.run(&plan).await
+        Restore::new(replica, path, &plan, options)?.run(&plan).await
     })
     .await
 }

@@ -157,13 +157,13 @@ async fn damage_gives_an_error_or_the_same_database() {
     };
     for file in copy.golden.files() {
         let whole = fs::read(copy.path(&file)).unwrap();
-        let ends = [0, 1, 4, 6, 7, 9, 11, whole.len() - 9, whole.len() - 8, whole.len() - 4, whole.len() - 1];
+        let ends = [0, 5, 11, whole.len() - 8, whole.len() - 1];
         let cuts = ends.map(|end| whole[..end].to_vec());
-        let flips: Vec<Vec<u8>> = (0..24)
+        let flips: Vec<Vec<u8>> = (0..14)
             .map(|number| {
                 let mut flipped = whole.clone();
                 // The frame's header first, then anywhere.
-                let place = if number < 11 { number } else { random.usize(..whole.len()) };
+                let place = if number < 8 { number } else { random.usize(..whole.len()) };
                 flipped[place] ^= 1 << random.u8(..8);
                 flipped
             })
@@ -186,7 +186,7 @@ async fn damage_gives_an_error_or_the_same_database() {
         }
         copy.write(&file, &whole, &file);
     }
-    assert_eq!((refused, same), (9 * 37, 17));
+    assert_eq!((refused, same), (9 * 21, 17));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,6 +20,6 @@ pub use error::{Error, Result};
 pub use file::{OpenFile, SMALL_FILE, open_file};
 pub use listing::Listing;
 pub use packed::{PackedIndex, PackedIndexBuilder};
-pub use plan::{MAX_REPLANS, Plan, Replannable, Target, find, replan};
+pub use plan::{MAX_REPLANS, Plan, Replannable, Target, find, replan, replan_from};
 pub use time::{Cutoff, time_of};
 pub use view::{Location, View};

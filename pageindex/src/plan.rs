@@ -82,7 +82,8 @@ impl<'a> Planner<'a> {
         if self.listing.is_empty() {
             return Err(Error::NoBackup { url: self.replica.url().clone() });
         }
-        let newest = self.within(Level::SNAPSHOT).filter(|file| file.name.is_snapshot()).max_by_key(|file| file.name.max);
+        let newest =
+            self.within(Level::SNAPSHOT).filter(|file| file.name.is_snapshot()).max_by_key(|file| file.name.max);
         let mut files: Vec<&FileInfo> = newest.into_iter().collect();
         let mut reached = newest.map_or(Txid::ZERO, |file| file.name.max);
         while let Some(next) = self.furthest(reached) {
@@ -98,11 +99,13 @@ impl<'a> Planner<'a> {
 
     /// The file that goes on from `reached` and reaches furthest; among equals the one that begins first, then the highest level.
     fn furthest(&self, reached: Txid) -> Option<&'a FileInfo> {
-        let candidates = Level::all().rev().filter(|level| *level != Level::SNAPSHOT).flat_map(|level| self.within(level));
+        let candidates =
+            Level::all().rev().filter(|level| *level != Level::SNAPSHOT).flat_map(|level| self.within(level));
         let candidates = candidates.filter(|file| file.name.min <= reached.next() && file.name.max > reached);
         // `max_by_key` would take the last of equals; the first is of the highest level.
         candidates.reduce(|best, file| {
-            let better = (file.name.max, std::cmp::Reverse(file.name.min)) > (best.name.max, std::cmp::Reverse(best.name.min));
+            let better =
+                (file.name.max, std::cmp::Reverse(file.name.min)) > (best.name.max, std::cmp::Reverse(best.name.min));
             if better { file } else { best }
         })
     }
@@ -117,7 +120,12 @@ impl<'a> Planner<'a> {
             Target::Txid(txid) if txid == reached && reached != Txid::ZERO => Ok(()),
             Target::Txid(txid) => {
                 let above = self.listing.files().map(|file| file.name.max).filter(|max| *max > txid).min();
-                Err(Error::TransactionNotAvailable { url, txid, below: Some(reached).filter(|below| *below != Txid::ZERO), above })
+                Err(Error::TransactionNotAvailable {
+                    url,
+                    txid,
+                    below: Some(reached).filter(|below| *below != Txid::ZERO),
+                    above,
+                })
             }
             Target::Latest => match beyond(&mut self.listing.files()) {
                 Some(next) => Err(Error::NonContiguous { url, have: reached, next }),
@@ -125,7 +133,8 @@ impl<'a> Planner<'a> {
             },
             Target::Before(_) => {
                 // On a healthy replica the file that bridges to the next one may itself lie after the target.
-                let bridged = self.listing.files().any(|file| file.name.min <= reached.next() && file.name.max > reached);
+                let bridged =
+                    self.listing.files().any(|file| file.name.min <= reached.next() && file.name.max > reached);
                 match beyond(&mut self.listing.files()) {
                     Some(next) if !bridged => Err(Error::NonContiguous { url, have: reached, next }),
                     _ if reached == Txid::ZERO => {
@@ -198,16 +207,29 @@ impl Replannable for Error {
 ///
 /// # Errors
 /// As `work`, as [`find`], and [`Error::Vanishing`].
-pub async fn replan<T, E, F>(
+pub async fn replan<T, E, F>(replica: &Replica, target: Target, work: impl FnMut(Plan, Listing) -> F) -> Result<T, E>
+where
+    E: From<Error> + Replannable,
+    F: Future<Output = Result<T, E>>,
+{
+    let (plan, listing) = find(replica, target).await?;
+    replan_from(replica, plan, listing, work).await
+}
+
+/// Like [`replan`], for a plan that has been made already.
+///
+/// # Errors
+/// As [`replan`].
+pub async fn replan_from<T, E, F>(
     replica: &Replica,
-    target: Target,
+    mut plan: Plan,
+    mut listing: Listing,
     mut work: impl FnMut(Plan, Listing) -> F,
 ) -> Result<T, E>
 where
     E: From<Error> + Replannable,
     F: Future<Output = Result<T, E>>,
 {
-    let (mut plan, mut listing) = find(replica, target).await?;
     let txid = plan.txid;
     let mut tries = 0;
     loop {

@@ -105,7 +105,10 @@ mod tests {
     fn probes_stay_inside_and_shrink_the_rest() {
         for (low, high) in [(0, 1), (3, 4), (0, 17), (5, 300), (0, 100_000)] {
             let probes = spread(low, high);
-            assert!(!probes.is_empty() && probes.iter().all(|at| (low..high).contains(at)), "{low}..{high}: {probes:?}");
+            assert!(
+                !probes.is_empty() && probes.iter().all(|at| (low..high).contains(at)),
+                "{low}..{high}: {probes:?}"
+            );
             for guess in [low, high / 2, high] {
                 let probes = around(guess, low, high);
                 assert!(!probes.is_empty() && probes.iter().all(|at| (low..high).contains(at)), "{guess}: {probes:?}");

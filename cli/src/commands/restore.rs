@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use indicatif::ProgressBar;
 use jiff::Zoned;
 use litestream_hydrate::legacy::{self, Legacy, LtxTimes, RestoredLegacy, prefers_legacy};
-use litestream_hydrate::{Check, Error, Output, Overwrite, RestoreOptions, Restored, restore};
+use litestream_hydrate::{Check, Error, Output, Overwrite, RestoreOptions, Restored, restore_plan};
 use litestream_pageindex::{Error as PlanError, Listing, Plan, Target, find, time_of};
 use litestream_storage::{Replica, format_time};
 use ltx::Timestamp;
@@ -71,11 +71,9 @@ pub(crate) async fn run(common: &Common, args: &RestoreArgs) -> anyhow::Result<(
     let bar = output::progress("restoring");
     let options = options(args, target, overwrite, &bar);
     match source {
-        Source::Ltx(plan) if args.dry_run => describe(args, &path, replica, &plan),
-        Source::Ltx(plan) => {
-            // What was planned is what is restored, even when newer transactions arrive meanwhile.
-            let options = RestoreOptions { target: Target::Txid(plan.txid), ..options };
-            let restored = restore(replica, &path, &options).await;
+        Source::Ltx(plan, _) if args.dry_run => describe(args, &path, replica, &plan),
+        Source::Ltx(plan, listing) => {
+            let restored = restore_plan(replica, plan, *listing, &path, &options).await;
             bar.finish_and_clear();
             report(args, &path, replica, &restored?)
         }
@@ -94,7 +92,7 @@ pub(crate) async fn run(common: &Common, args: &RestoreArgs) -> anyhow::Result<(
 /// Where the database comes from.
 enum Source {
     /// LTX files.
-    Ltx(Plan),
+    Ltx(Plan, Box<Listing>),
     /// What Litestream 0.3 left.
     Legacy(Legacy),
 }
@@ -102,7 +100,7 @@ enum Source {
 impl Source {
     /// How far it reaches, for comparison with other replicas'.
     fn reach(&self) -> Option<ltx::Txid> {
-        if let Self::Ltx(plan) = self { Some(plan.txid) } else { None }
+        if let Self::Ltx(plan, _) = self { Some(plan.txid) } else { None }
     }
 }
 
@@ -159,10 +157,14 @@ async fn source(replica: &Replica, target: Target) -> Result<Source, Error> {
         Err(PlanError::NoBackup { .. }) => LtxTimes::default(),
         // There are LTX files, but none as old as that.
         Err(PlanError::TooEarly { oldest, .. }) => LtxTimes { newest_file: Some(*oldest), snapshot: None },
-        _ => return Ok(Source::Ltx(found?.0)),
+        _ => return Ok(found.map(planned)?),
     };
     let legacy = legacy::listing(replica).await?;
-    if prefers_legacy(&legacy, ltx, target) { Ok(Source::Legacy(legacy)) } else { Ok(Source::Ltx(found?.0)) }
+    if prefers_legacy(&legacy, ltx, target) { Ok(Source::Legacy(legacy)) } else { Ok(found.map(planned)?) }
+}
+
+fn planned((plan, listing): (Plan, Listing)) -> Source {
+    Source::Ltx(plan, Box::new(listing))
 }
 
 /// A listing of the levels shows in passing whether there is anything else.
