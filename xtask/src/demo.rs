@@ -37,7 +37,12 @@ async fn demo() -> Result<()> {
 
     let latest = folder.path().join("latest.db");
     let restored = restore(&replica, &latest, &RestoreOptions::default()).await?;
-    println!("3. restored to {} (TXID {}): {}", litestream_storage::format_time(restored.time), restored.txid, ratings(&latest)?);
+    println!(
+        "3. restored to {} (TXID {}): {}",
+        litestream_storage::format_time(restored.time),
+        restored.txid,
+        ratings(&latest)?
+    );
     ensure!(std::fs::read(&path)? == std::fs::read(&latest)?, "the restored database differs from the original");
     println!("   byte for byte the original");
 
@@ -76,6 +81,7 @@ async fn put(replica: &Replica, file: Recorded, time: i64) -> Result<()> {
 
 fn ratings(path: &Path) -> Result<String> {
     let sql = "SELECT count(*), count(DISTINCT sandwich) FROM sandwich_ratings";
-    let (ratings, kinds): (i64, i64) = Connection::open(path)?.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let (ratings, kinds): (i64, i64) =
+        Connection::open(path)?.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
     Ok(format!("{ratings} ratings of {kinds} sandwiches"))
 }

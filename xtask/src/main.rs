@@ -4,11 +4,15 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod demo;
+mod e2e;
 mod fixtures;
+mod fuzz;
 mod litestream;
 mod minio;
 mod process;
+mod soak;
 mod test;
 mod tools;
 
@@ -31,6 +35,14 @@ enum Command {
     },
     /// Regenerates the golden replicas with real Litestream
     Fixtures(fixtures::Arguments),
+    /// Measures our speed, side by side with real Litestream's and with `cp`
+    Bench(bench::Arguments),
+    /// Kills many restores, and makes many under faults
+    Soak(soak::Arguments),
+    /// Our program and real Litestream on the same replicas, in a real object store
+    E2e(e2e::Arguments),
+    /// Fuzzes the readers of the LTX format
+    Fuzz(fuzz::Arguments),
     /// Finds or installs the programs that the tests run beside ours, and starts each once
     Tools,
 }
@@ -40,6 +52,10 @@ fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Test { extra } => test::run(&extra),
         Command::Fixtures(arguments) => fixtures::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
+        Command::Soak(arguments) => soak::run(&arguments),
+        Command::E2e(arguments) => e2e::run(&arguments),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Tools => tools::check(),
     };
     match result {

@@ -1,0 +1,126 @@
+//! `cargo xtask e2e`: our program and real Litestream on the same replicas, in a real object store and in folders.
+//!
+//! This file knows which scenarios there are, runs them and prints the table. Where replicas lie and how both programs are called is
+//! `world.rs`; the others are the scenarios.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tabled::settings::Style;
+use tabled::{Table, Tabled};
+
+use crate::process::run as run_to_end;
+use world::{Backend, World};
+
+mod compact;
+mod encoder;
+mod juicefs;
+mod live;
+mod page_sizes;
+mod world;
+mod writer;
+
+/// How long real Litestream or JuiceFS may take for anything.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Arguments of `cargo xtask e2e`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Any S3 service, instead of a MinIO of our own: http://HOST:PORT
+    #[arg(long, value_name = "URL", env = "LITESTREAM_E2E_ENDPOINT", requires_all = ["access_key_id", "secret_access_key", "bucket"])]
+    endpoint: Option<String>,
+    /// Access key of that service
+    #[arg(long, value_name = "KEY", env = "LITESTREAM_E2E_ACCESS_KEY_ID")]
+    access_key_id: Option<String>,
+    /// Secret key of that service
+    #[arg(long, value_name = "SECRET", env = "LITESTREAM_E2E_SECRET_ACCESS_KEY", hide_env_values = true)]
+    secret_access_key: Option<String>,
+    /// A bucket there; everything is written below one new folder in it, and removed again
+    #[arg(long, env = "LITESTREAM_E2E_BUCKET")]
+    bucket: Option<String>,
+    /// Only this scenario; may be repeated
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+}
+
+/// What was checked, in a few words with numbers.
+type Checked = Result<String>;
+
+struct Scenario {
+    name: &'static str,
+    run: fn(&mut World) -> Checked,
+}
+
+/// Every scenario, in the order in which they run. Those of one backend share a recording, so the compactions, which change it, stand behind.
+const SCENARIOS: [Scenario; 9] = [
+    Scenario { name: "minio-live", run: |world| live::live(world, Backend::S3) },
+    Scenario { name: "file-live", run: |world| live::live(world, Backend::File) },
+    Scenario { name: "bucket-root", run: live::bucket_root },
+    Scenario { name: "minio-compact", run: |world| compact::compact(world, Backend::S3) },
+    Scenario { name: "file-compact", run: |world| compact::compact(world, Backend::File) },
+    Scenario { name: "page-sizes", run: page_sizes::page_sizes_by_litestream },
+    Scenario { name: "our-encoder", run: encoder::our_encoder },
+    Scenario { name: "our-compaction", run: encoder::our_compaction },
+    Scenario { name: "juicefs", run: juicefs::juicefs },
+];
+
+#[derive(Tabled)]
+struct Row {
+    scenario: &'static str,
+    checked: String,
+    seconds: String,
+    result: &'static str,
+}
+
+/// Runs the scenarios, all of them even if some fail, and prints a table.
+///
+/// # Errors
+/// A scenario failed, is unknown, or cannot be prepared.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    if let Some(unknown) = arguments.only.iter().find(|name| !SCENARIOS.iter().any(|known| known.name == **name)) {
+        let known: Vec<&str> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
+        bail!("there is no scenario {unknown}; there are: {}", known.join(", "));
+    }
+    build()?;
+    let mut world = World::new(arguments)?;
+    let mut rows = Vec::new();
+    for scenario in &SCENARIOS {
+        if arguments.only.is_empty() || arguments.only.iter().any(|name| name == scenario.name) {
+            rows.push(attempt(scenario, &mut world));
+        }
+    }
+    let tidied = world.clean_up().context("cannot remove what was written to the object store");
+    println!("\n{}\n", Table::new(&rows).with(Style::blank()));
+    let failed = rows.iter().filter(|row| row.result != PASSED).count();
+    println!("{} passed, {failed} failed", rows.len() - failed);
+    if failed > 0 {
+        bail!("{failed} of {} scenarios failed", rows.len());
+    }
+    tidied
+}
+
+const PASSED: &str = "passed";
+
+fn attempt(scenario: &Scenario, world: &mut World) -> Row {
+    eprintln!("e2e: {} …", scenario.name);
+    let start = Instant::now();
+    let result = (scenario.run)(world);
+    let seconds = format!("{:.1}", start.elapsed().as_secs_f64());
+    let (checked, result) = match result {
+        Ok(checked) => (checked, PASSED),
+        Err(error) => {
+            eprintln!("e2e: {} FAILED: {error:#}", scenario.name);
+            let first = error.to_string().lines().next().unwrap_or_default().to_owned();
+            (first, "FAILED")
+        }
+    };
+    Row { scenario: scenario.name, checked, seconds, result }
+}
+
+/// Our program, as it is now.
+fn build() -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    run_to_end("cargo build -p litestream", Command::new(cargo).args(["build", "--quiet", "-p", "litestream"]))
+        .map(drop)
+}
