@@ -53,7 +53,9 @@ pub enum Error {
         found: String,
     },
     /// The store refuses us.
-    #[error("{url}: access denied to {operation} {key} ({answer}): check the access key, the secret key and the bucket's policy")]
+    #[error(
+        "{url}: access denied to {operation} {key} ({answer}): check the access key, the secret key and the bucket's policy"
+    )]
     Denied {
         /// The replica.
         url: Arc<str>,

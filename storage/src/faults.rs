@@ -54,9 +54,12 @@ impl FaultyBackend {
     #[must_use]
     pub fn first(inner: Arc<dyn Backend>, operation: &'static str, faults: impl IntoIterator<Item = Fault>) -> Self {
         let mut faults: VecDeque<Fault> = faults.into_iter().collect();
-        Self::new(inner, move |found, _| {
-            if found == operation { faults.pop_front().unwrap_or(Fault::Pass) } else { Fault::Pass }
-        })
+        Self::new(
+            inner,
+            move |found, _| {
+                if found == operation { faults.pop_front().unwrap_or(Fault::Pass) } else { Fault::Pass }
+            },
+        )
     }
 
     /// Decides, and does what needs no answer from the store. What is left is [`Fault::Pass`] or a fault of the answer.

@@ -152,7 +152,9 @@ fn list_level(root: &Path, level: Level, from: Txid, page: &mut ListPage) -> Res
 /// What lies beside `ltx/`: the lock, our side objects, a v0.3 replica's folder (only by name).
 fn list_others(root: &Path, page: &mut ListPage) -> Result<()> {
     for_each_entry(root, |name, entry| {
-        if name != "ltx" && let Some(metadata) = metadata(entry)? {
+        if name != "ltx"
+            && let Some(metadata) = metadata(entry)?
+        {
             page.others.push(describe(name.into(), &metadata));
         }
         Ok(())

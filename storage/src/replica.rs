@@ -10,9 +10,7 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use ltx::{FileName, Timestamp, Txid};
 
-use crate::backend::{
-    Backend, Body, GetRange, GetRequest, ListPage, ListRequest, Precondition, PutOptions, Scope,
-};
+use crate::backend::{Backend, Body, GetRange, GetRequest, ListPage, ListRequest, Precondition, PutOptions, Scope};
 use crate::retry::{Retry, RetryPolicy, within};
 use crate::{Error, FileInfo, Kind, Level, ObjectInfo, Result};
 
@@ -168,12 +166,7 @@ impl Replica {
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Changed`], or as the store says, after retries.
-    pub async fn get(
-        &self,
-        key: &str,
-        expected: Option<&ObjectInfo>,
-        range: GetRange,
-    ) -> Result<(ObjectInfo, Bytes)> {
+    pub async fn get(&self, key: &str, expected: Option<&ObjectInfo>, range: GetRange) -> Result<(ObjectInfo, Bytes)> {
         // What earlier attempts brought, kept outside of them: the next one asks only for the rest.
         let partial = tokio::sync::Mutex::new(Partial { expected: expected.cloned(), range, bytes: Bytes::new() });
         self.retry
@@ -201,10 +194,8 @@ impl Replica {
         let mut body = response.body;
         let mut got = Gathered::new(want);
         let outcome = loop {
-            match within(self.retry.policy.stall, "read", key, "the next byte", async {
-                body.next().await.transpose()
-            })
-            .await
+            match within(self.retry.policy.stall, "read", key, "the next byte", async { body.next().await.transpose() })
+                .await
             {
                 Ok(Some(bytes)) => got.push(bytes),
                 Ok(None) if got.len() == want => break Ok(()),
@@ -254,8 +245,7 @@ impl Replica {
     /// [`Error::AlreadyExists`] where another writer has put the key, or as the store says, after retries.
     pub async fn put_file(&self, level: Level, name: FileName, body: Body, time: Timestamp) -> Result<FileInfo> {
         let key = self.backend.key(level, name);
-        let options =
-            PutOptions { precondition: Precondition::NotExists, time: Some(time), metadata: &[], attempt: 0 };
+        let options = PutOptions { precondition: Precondition::NotExists, time: Some(time), metadata: &[], attempt: 0 };
         let object = self.put(&key, body, &options).await?;
         Ok(FileInfo { level, name, object })
     }

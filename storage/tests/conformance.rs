@@ -129,8 +129,7 @@ async fn faults_on_the_wire_are_survived() {
 async fn refusals_say_what_to_check() {
     let (server, _) = s3("/db", RetryPolicy::default()).await;
     let with = |bucket: &str, secret: &str| {
-        let mut config =
-            ReplicaConfig::from_url(&format!("s3://{bucket}/db?endpoint={}", server.endpoint())).unwrap();
+        let mut config = ReplicaConfig::from_url(&format!("s3://{bucket}/db?endpoint={}", server.endpoint())).unwrap();
         config.set("access-key-id", server.access_key()).unwrap();
         config.set("secret-access-key", secret).unwrap();
         config

@@ -1,5 +1,12 @@
 //! Files and pages for the tests, made the slow and obvious way.
-#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used, reason = "each test binary uses its own part")]
+#![allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "each test binary uses its own part"
+)]
 
 use ltx::{Commit, Encoder, Header, PageSize, Pgno, Timestamp, Txid};
 

@@ -58,7 +58,8 @@ where
         (404, "NoSuchBucket") => Error::NoBucket { url, answer },
         (404, _) if operation == "list" => Error::NoBucket { url, answer },
         (404, _) => Error::NotFound { url, key },
-        (301 | 307, _) | (400, "AuthorizationHeaderMalformed" | "PermanentRedirect" | "IllegalLocationConstraintException") => {
+        (301 | 307, _)
+        | (400, "AuthorizationHeaderMalformed" | "PermanentRedirect" | "IllegalLocationConstraintException") => {
             Error::Region { url, answer }
         }
         (403, "RequestTimeTooSkewed") => {

@@ -81,8 +81,7 @@ mod tests {
             "db/lock.json",
             "elsewhere",
         ] {
-            let object =
-                ObjectInfo { key: key.into(), size: 1, etag: None, modified: Timestamp(0), time: None };
+            let object = ObjectInfo { key: key.into(), size: 1, etag: None, modified: Timestamp(0), time: None };
             sort_into(&mut page, "db/", object);
         }
         assert_eq!(page.files.len(), 1);

@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use aws_sdk_s3::config::{
-    BehaviorVersion, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation, SharedCredentialsProvider,
-    StalledStreamProtectionConfig, retry::RetryConfig, timeout::TimeoutConfig,
+    BehaviorVersion, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+    SharedCredentialsProvider, StalledStreamProtectionConfig, retry::RetryConfig, timeout::TimeoutConfig,
 };
 use aws_sdk_s3::{Client, primitives::DateTime};
 use futures::StreamExt;
@@ -25,8 +25,8 @@ use crate::config::{S3Config, Secret};
 use crate::retry::Retry;
 use crate::{ETag, Error, Level, ObjectInfo, Result, RetryPolicy};
 
-pub(crate) use keys::{key, listing, sort_into};
 pub use keys::format_time;
+pub(crate) use keys::{key, listing, sort_into};
 
 /// The metadata key of a file's time.
 const TIME: &str = "litestream-timestamp";
@@ -90,9 +90,8 @@ impl S3Backend {
         let fresh = http::client(&tls, policy, false);
         let keys = config.access_key_id.as_deref().zip(config.secret_access_key.as_ref().map(Secret::expose));
         let mut region = config.effective_region().map(|region| Region::new(region.to_owned()));
-        let mut credentials = keys.map(|(id, secret)| {
-            SharedCredentialsProvider::new(Credentials::new(id, secret, None, None, "litestream"))
-        });
+        let mut credentials = keys
+            .map(|(id, secret)| SharedCredentialsProvider::new(Credentials::new(id, secret, None, None, "litestream")));
         // The AWS default chain may wait for a metadata service: it is asked only for what is not stated.
         if region.is_none() || credentials.is_none() {
             let chain = aws_config::defaults(BehaviorVersion::latest()).http_client(pooled.clone());
@@ -241,10 +240,7 @@ impl Backend for S3Backend {
             GetRange::Last(len) => get.range(format!("bytes=-{len}")),
         };
         if let Some(key) = &self.settings.customer_key {
-            get = get
-                .sse_customer_algorithm(&key.algorithm)
-                .sse_customer_key(&key.key)
-                .sse_customer_key_md5(&key.md5);
+            get = get.sse_customer_algorithm(&key.algorithm).sse_customer_key(&key.key).sse_customer_key_md5(&key.md5);
         }
         let adjust = self.settings.adjust;
         let get = get.customize().mutate_request(move |request| adjust.apply(request));
@@ -257,12 +253,7 @@ impl Backend for S3Backend {
         let wanted = crate::backend::resolve(&self.url, request.key, &request.range, size)?;
         if wanted != range {
             let answer = format!("it sent bytes {range:?} of {size} where {wanted:?} were asked for");
-            return Err(Error::Refused {
-                url: self.url.clone(),
-                operation: "read",
-                key: request.key.into(),
-                answer,
-            });
+            return Err(Error::Refused { url: self.url.clone(), operation: "read", key: request.key.into(), answer });
         }
         let object = ObjectInfo {
             key: request.key.into(),
@@ -285,10 +276,8 @@ impl Backend for S3Backend {
     async fn head(&self, key: &str) -> Result<ObjectInfo> {
         let mut head = self.client.head_object().bucket(&self.bucket).key(key);
         if let Some(key) = &self.settings.customer_key {
-            head = head
-                .sse_customer_algorithm(&key.algorithm)
-                .sse_customer_key(&key.key)
-                .sse_customer_key_md5(&key.md5);
+            head =
+                head.sse_customer_algorithm(&key.algorithm).sse_customer_key(&key.key).sse_customer_key_md5(&key.md5);
         }
         let adjust = self.settings.adjust;
         let head = head.customize().mutate_request(move |request| adjust.apply(request));
