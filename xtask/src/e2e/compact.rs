@@ -31,11 +31,11 @@ pub(super) fn compact(world: &mut World, backend: Backend) -> Checked {
     ensure!(world.restore_real(url, &Target::Latest)? == latest, "the compaction changed the latest state");
     ensure!(world.restore_ours(url, &Target::Latest)?.database == latest, "ours restores another latest state");
 
-    let mut what = format!("{}; litestream restores each", done.describe());
+    let mut what = format!("{}, litestream restores each", done.describe());
     if let Some(folder) = &folder {
         each_alone(world, &before, folder, &done)?;
-        let levels_alone = from_level_zero(world, &before)?;
-        what = format!("{what}, and each alone; of level 0 only: {levels_alone}");
+        let from_zero = from_level_zero(world, &before)?;
+        what.push_str(&format!(", each alone too; from level 0 alone {from_zero}"));
     }
     Ok(what)
 }
@@ -51,7 +51,7 @@ pub(super) struct Compacted {
 impl Compacted {
     pub(super) fn describe(&self) -> String {
         let levels: Vec<String> = self.made.iter().map(|file| file.level.to_string()).collect();
-        format!("made a file in each of levels {}", levels.join(", "))
+        format!("levels {} made", levels.join(", "))
     }
 }
 

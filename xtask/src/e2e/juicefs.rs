@@ -78,7 +78,7 @@ impl Volume {
     fn mdtest(&self, directory: &str) -> Command {
         let mut mdtest = self.command("mdtest");
         mdtest.args(["--no-usage-report", &self.url(), directory]);
-        mdtest.args(["--dirs", "2", "--depth", "2", "--files", "10", "--write", "4096"]);
+        mdtest.args(["--dirs", "3", "--depth", "2", "--files", "20", "--write", "4096"]);
         mdtest
     }
 

@@ -288,7 +288,6 @@ impl World {
 
     fn our(&self) -> Command {
         let mut command = Command::new(&self.ours);
-        command.env_remove("AWS_CA_BUNDLE");
         self.store.authorize(&mut command);
         command
     }
