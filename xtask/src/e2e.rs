@@ -1,6 +1,7 @@
 //! `cargo xtask e2e`: our program and real Litestream on the same replicas, in a real object store and in folders.
 //!
-//! This file knows which scenarios there are, runs them and prints the table. Where replicas lie and how both programs are called is
+//! This file knows which scenarios there are, runs them and prints the table. Where replicas lie and how both programs
+//! are called is
 //! `world.rs`; the others are the scenarios.
 
 use std::process::Command;
@@ -28,7 +29,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// Any S3 service, instead of a MinIO of our own: http://HOST:PORT
-    #[arg(long, value_name = "URL", env = "LITESTREAM_E2E_ENDPOINT", requires_all = ["access_key_id", "secret_access_key", "bucket"])]
+    #[arg(long, value_name = "URL", env = "LITESTREAM_E2E_ENDPOINT")]
+    #[arg(requires_all = ["access_key_id", "secret_access_key", "bucket"])]
     endpoint: Option<String>,
     /// Access key of that service
     #[arg(long, value_name = "KEY", env = "LITESTREAM_E2E_ACCESS_KEY_ID")]
@@ -52,7 +54,8 @@ struct Scenario {
     run: fn(&mut World) -> Checked,
 }
 
-/// Every scenario, in the order in which they run. Those of one backend share a recording, so the compactions, which change it, stand behind.
+/// Every scenario, in the order in which they run. Those of one backend share a recording, so the compactions, which
+/// change it, stand behind.
 const SCENARIOS: [Scenario; 9] = [
     Scenario { name: "minio-live", run: |world| live::live(world, Backend::S3) },
     Scenario { name: "file-live", run: |world| live::live(world, Backend::File) },

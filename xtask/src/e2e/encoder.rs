@@ -1,4 +1,5 @@
-//! Replicas that our encoder wrote, and what our compaction makes of them, at every page size: real Litestream must restore them to the byte.
+//! Replicas that our encoder wrote, and what our compaction makes of them, at every page size: real Litestream must
+//! restore them to the byte.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! A real client: the block map of JuiceFS under real Litestream while JuiceFS writes, restored by ours, opened by JuiceFS.
+//! A real client: the block map of JuiceFS under real Litestream while JuiceFS writes, restored by ours, opened by
+//! JuiceFS.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -79,6 +80,8 @@ impl Volume {
         let mut mdtest = self.command("mdtest");
         mdtest.args(["--no-usage-report", &self.url(), directory]);
         mdtest.args(["--dirs", "3", "--depth", "2", "--files", "20", "--write", "4096"]);
+        // Its default lies outside our folder.
+        mdtest.arg("--cache-dir").arg(self.database.with_file_name("cache"));
         mdtest
     }
 

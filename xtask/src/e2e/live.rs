@@ -1,4 +1,5 @@
-//! A live database under real Litestream, and our restores of it: of every TXID and of moments, against Litestream's own restores and against
+//! A live database under real Litestream, and our restores of it: of every TXID and of moments, against Litestream's
+//! own restores and against
 //! what the database really held.
 
 use std::collections::BTreeSet;
@@ -26,7 +27,7 @@ const STAGES: u32 = 4;
 const BURSTS: u32 = 10;
 /// How many moments are asked for, besides the quiet ones.
 const MOMENTS: usize = 8;
-/// Litestream stamps a file before it has read all that goes into it: 5 ms before a transaction in it had begun were seen.
+/// How much older Litestream's stamp may be than what the file holds. Seen: 5 ms before a transaction in it began.
 const STAMP_SLACK_MS: u64 = 1000;
 
 /// A replica by real Litestream, and the truth about it.
@@ -121,7 +122,8 @@ fn moments(world: &World, live: &Live, times: &[u64]) -> Result<usize> {
 
 /// A bucket that is a replica from its root on, by either name.
 ///
-/// Real Litestream writes to MinIO under `s3://BUCKET/` but finds nothing there again: it lists the prefix `/0000/`, and MinIO drops the leading
+/// Real Litestream writes to MinIO under `s3://BUCKET/` but finds nothing there again: it lists the prefix `/0000/`,
+/// and MinIO drops the leading
 /// slash of keys. So here ours is compared with what the database held only.
 pub(super) fn bucket_root(world: &mut World) -> Checked {
     let Some((with_slash, without)) = world.bucket_root() else {

@@ -154,7 +154,8 @@ impl World {
         }
     }
 
-    /// The URL of a bucket of our own without a path, to write to with the slash and to read from without. `None` in somebody else's store.
+    /// The URL of a bucket of our own without a path, to write to with the slash and to read from without. `None` in
+    /// somebody else's store.
     pub(super) fn bucket_root(&self) -> Option<(String, String)> {
         self.store.own.as_ref()?;
         let url = |slash| format!("s3://{ROOT_BUCKET}{slash}?endpoint={}&forcePathStyle=true", self.store.endpoint);

@@ -56,7 +56,8 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Some transactions in a row, each committed whenever SQLite lets it, until Litestream has made a TXID of at least one.
+    /// Some transactions in a row, each committed whenever SQLite lets it, until Litestream has made a TXID of at
+    /// least one.
     pub(super) fn burst(&mut self) -> Result<()> {
         let before = self.last_staged();
         for _ in 0..self.random.u32(1..=5) {
