@@ -1,7 +1,7 @@
 //! From the bytes of a file's frames to pages in the output: decoded once, on whatever core is free, straight to their place.
 
-use litestream_pageindex::OpenFile;
-use ltx::{ContentHash, Frame, PageProblem, Pgno};
+use litestream_pageindex::{OpenFile, Span};
+use ltx::{ContentHash, Pgno};
 
 use crate::{Error, Output, Result};
 
@@ -34,30 +34,6 @@ impl Bits {
     }
 }
 
-/// Some of a file's frames, by their place in its index, and where in the file they lie.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Span {
-    pub(crate) frames: std::ops::Range<usize>,
-    pub(crate) bytes: std::ops::Range<u64>,
-}
-
-/// Cuts a file into spans of about `size` bytes at the borders of frames.
-pub(crate) fn spans(file: &OpenFile, size: u64) -> Vec<Span> {
-    let mut spans = Vec::new();
-    let (mut first, mut start, mut end) = (0, file.layout.frames_start(), file.layout.frames_start());
-    for (at, entry) in file.index.entries().enumerate() {
-        if entry.end() - start > size && at > first {
-            spans.push(Span { frames: first..at, bytes: start..end });
-            (first, start) = (at, entry.offset);
-        }
-        end = entry.end();
-    }
-    if first < file.index.len() {
-        spans.push(Span { frames: first..file.index.len(), bytes: start..end });
-    }
-    spans
-}
-
 /// Decodes a span: checks every frame against the index, hashes it, and writes the pages that `owned` names by their place.
 pub(crate) fn decode(
     file: &OpenFile,
@@ -72,11 +48,7 @@ pub(crate) fn decode(
     let mut scratch = vec![0; page_size.bytes()];
     let mut run = Run { pages: Vec::with_capacity(RUN + page_size.bytes()), offset: 0 };
     for (at, entry) in (span.frames.start..).zip(file.index.entries_from(span.frames.start).take(span.frames.len())) {
-        let frame = Frame::parse(bytes, page_size).map_err(wrong)?;
-        if frame.pgno() != entry.pgno || frame.bytes().len() != entry.size as usize {
-            let number = entry.pgno.get();
-            return Err(wrong(ltx::Error::Page { pgno: number, problem: PageProblem::NotIndexed }));
-        }
+        let frame = file.frame(&entry, bytes)?;
         bytes = &bytes[frame.bytes().len()..];
         let page: &mut [u8] =
             if owned.contains(at) { run.next(entry.pgno, page_size.bytes(), output)? } else { &mut scratch };

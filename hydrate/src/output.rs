@@ -1,7 +1,7 @@
 //! The place where the database will be: checked before anything is read, filled under a temporary name, replaced at once and only at the end.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -71,6 +71,7 @@ impl Output {
         Self::check(path, overwrite)?;
         let parent = parent(path);
         fs::create_dir_all(&parent).map_err(Error::io("create", &parent))?;
+        remove_left_over(&parent, path)?;
         let (file, temporary) = loop {
             // Never the same name twice in a process: an attempt that is still dying must not remove its successor's file.
             let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -81,7 +82,14 @@ impl Output {
             match File::options().read(true).write(true).create_new(true).open(&temporary) {
                 // Left over from a killed process that had the same id.
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-                file => break (file.map_err(Error::io("create", &temporary))?, temporary),
+                Err(error) => return Err(Error::io("create", &temporary)(error)),
+                // Locked as long as this process uses it, where the file system has locks. Another process may just have taken it for
+                // left over.
+                Ok(file) => match file.try_lock() {
+                    Err(TryLockError::WouldBlock) => {}
+                    _ if !temporary.exists() => {}
+                    _ => break (file, temporary),
+                },
             }
         };
         Ok(Self { file, temporary, path: path.into(), published: false })
@@ -172,6 +180,26 @@ impl Output {
     }
 }
 
+/// Removes what killed restores to the same path have left: temporary files that nobody holds a lock on.
+fn remove_left_over(folder: &Path, path: &Path) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    for entry in fs::read_dir(folder).map_err(Error::io("list", folder))? {
+        let entry = entry.map_err(Error::io("list", folder))?;
+        let found = entry.file_name();
+        let rest = found.as_encoded_bytes().strip_prefix(b".").and_then(|rest| rest.strip_prefix(name));
+        let Some(rest) = rest.and_then(|rest| rest.strip_prefix(b".restore-")) else { continue };
+        // SQLite's own files beside a temporary database go with it.
+        if rest.ends_with(b".tmp") && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok()) {
+            tracing::info!(path = %entry.path().display(), "removing what a killed restore has left");
+            remove(&entry.path())?;
+            for sidecar in sidecars(&entry.path()) {
+                remove(&sidecar)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Removes a file that may not be there.
 fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
@@ -202,4 +230,26 @@ fn sidecars(path: &Path) -> impl Iterator<Item = PathBuf> + '_ {
         name.push(suffix);
         name.into()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_restore_has_left_goes_and_what_is_in_use_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("my.db");
+        let left = folder.path().join(".my.db.restore-1-0.tmp");
+        let other = folder.path().join(".other.db.restore-1-0.tmp");
+        for path in [&left, &other, &folder.path().join(".my.db.restore-1-0.tmp-wal")] {
+            fs::write(path, "left over").unwrap();
+        }
+        let first = Output::create(&path, Overwrite::Never).unwrap();
+        assert!(!left.exists() && other.exists() && first.temporary().exists());
+        let second = Output::create(&path, Overwrite::Never).unwrap();
+        assert!(first.temporary().exists() && second.temporary().exists());
+        drop((first, second));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
 }

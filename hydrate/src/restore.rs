@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
-use litestream_pageindex::{Listing, OpenFile, Plan, SMALL_FILE, Target, find, open_file, replan_from};
+use litestream_pageindex::{Listing, OpenFile, Plan, SMALL_FILE, Span, Target, find, open_file, replan_from};
 use litestream_storage::{FileInfo, Replica};
 use ltx::{Commit, ContentHash, PageSize, Timestamp, Txid};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
-use crate::decode::{Bits, Span, decode, spans};
+use crate::decode::{Bits, decode};
 use crate::{Error, Output, Overwrite, Result};
 
 /// About how many bytes one request for part of a large file reads.
@@ -319,7 +319,7 @@ impl Restore {
         file.front = Bytes::new();
         drop(permit);
         let (file, owned) = (Arc::new(file), Arc::new(owned));
-        let spans = spans(&file, SPAN);
+        let spans = file.spans(SPAN);
         let hashes = stream::iter(spans)
             .map(|span| self.clone().decode_span(file.clone(), owned.clone(), span))
             .buffered(self.options.parallelism.max(1));

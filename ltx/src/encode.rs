@@ -9,55 +9,6 @@ use crate::frame::{END_MARK, block_header};
 use crate::index::{IndexBuilder, IndexEntry, check_page, check_snapshot};
 use crate::{Error, Frame, HEADER_LEN, Header, PageProblem, Pgno, Result, TRAILER_LEN, Trailer};
 
-/// A run of encoded frames with its hash, made apart from the file it will be part of, so that several can be made side by side.
-#[derive(Debug, Default)]
-pub struct Part {
-    bytes: Vec<u8>,
-    /// Page number and frame size.
-    frames: Vec<(u32, u32)>,
-    hash: ContentHash,
-}
-
-impl Part {
-    /// Adds a page by copying its frame. `page` is what the frame decompresses to, as [`Frame::decompress_into`] has checked.
-    ///
-    /// # Errors
-    /// [`Error::Page`] where a legacy frame's page cannot be compressed anew, which no valid page causes.
-    pub fn frame(&mut self, frame: &Frame<'_>, page: &[u8]) -> Result<()> {
-        match frame.block() {
-            Some(block) => self.push(frame.pgno(), block, page),
-            None => {
-                let mut block = vec![0; get_maximum_output_size(page.len())];
-                let len = compress_into_with_table(page, &mut block, &mut CompressTable::small())
-                    .map_err(|_| PageProblem::DataLength(page.len()).at(frame.pgno().get()))?;
-                self.push(frame.pgno(), &block[..len], page);
-            }
-        }
-        Ok(())
-    }
-
-    fn push(&mut self, pgno: Pgno, block: &[u8], page: &[u8]) {
-        let header = block_header(pgno, block.len());
-        self.hash.update(&header);
-        self.hash.update(page);
-        self.bytes.extend_from_slice(&header);
-        self.bytes.extend_from_slice(block);
-        self.frames.push((pgno.get(), (header.len() + block.len()) as u32));
-    }
-
-    /// Bytes encoded so far.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
-    /// Whether there are no frames.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.frames.is_empty()
-    }
-}
-
 /// Writes one LTX file, front to back.
 ///
 /// The encoder holds one page's worth of scratch space and the index (a few bytes a page). It refuses what a [`crate::Decoder`] would refuse:
@@ -150,29 +101,6 @@ impl<W: Write> Encoder<W> {
         self.offset += u64::from(size);
         self.last = pgno.get();
         self.count += 1;
-        Ok(())
-    }
-
-    /// Appends frames that were encoded apart. Not for snapshots with database checksums, which need the pages.
-    ///
-    /// # Errors
-    /// [`Error::Page`] where a page does not belong here, [`Error::ChecksumField`] where the pages would be needed, or the writer's.
-    pub fn append(&mut self, part: &Part) -> Result<()> {
-        if self.database.is_some() {
-            let rule = "a snapshot with database checksums is encoded page by page";
-            return Err(Error::ChecksumField { field: "post-apply checksum", value: Checksum::NONE, rule });
-        }
-        let Header { page_size, commit, .. } = self.header;
-        for &(number, size) in &part.frames {
-            let pgno = Pgno::new(number).ok_or_else(|| PageProblem::OutOfOrder.at(number))?;
-            check_page(pgno, self.last, commit, page_size, self.header.is_snapshot())?;
-            self.index.push(IndexEntry { pgno, offset: self.offset, size });
-            self.offset += u64::from(size);
-            self.last = number;
-            self.count += 1;
-        }
-        self.hash.append(&part.hash);
-        self.writer.write_all(&part.bytes)?;
         Ok(())
     }
 

@@ -16,7 +16,7 @@ const LEGACY_MAGIC: [u8; 7] = [0x04, 0x22, 0x4d, 0x18, 0x64, 0x40, 0xa7];
 /// An LZ4 frame's bit for "this block is not compressed".
 const LEGACY_STORED: u32 = 1 << 31;
 /// Everything in a legacy frame but the block: page header, LZ4 header, block size, end mark, checksum.
-const LEGACY_OVERHEAD: usize = FRAME_HEADER_LEN + LEGACY_MAGIC.len() + 4 + 8;
+pub(crate) const LEGACY_OVERHEAD: usize = FRAME_HEADER_LEN + LEGACY_MAGIC.len() + 4 + 8;
 
 /// The largest LZ4 block that a page can need: all literals.
 pub(crate) const fn max_block_len(page_size: PageSize) -> usize {
@@ -208,4 +208,20 @@ pub(crate) fn block_header(pgno: Pgno, size: usize) -> [u8; FRAME_HEADER_LEN + 4
     // A block is at most `max_block_len` bytes, far below 4 GiB.
     let [s0, s1, s2, s3] = (size as u32).to_be_bytes();
     [p0, p1, p2, p3, f0, f1, s0, s1, s2, s3]
+}
+
+/// How long the LZ4 block is that holds so many bytes, 15 or more, as literals only.
+pub(crate) const fn literal_block_len(len: usize) -> usize {
+    1 + (len - 15) / 255 + 1 + len
+}
+
+/// A page as an LZ4 block of literals: the form of a page that does not compress.
+pub(crate) fn literal_block(page: &[u8]) -> Vec<u8> {
+    let mut block = Vec::with_capacity(literal_block_len(page.len()));
+    block.push(0xf0);
+    let rest = page.len() - 15;
+    block.resize(1 + rest / 255, 0xff);
+    block.push((rest % 255) as u8);
+    block.extend_from_slice(page);
+    block
 }

@@ -14,6 +14,7 @@
 //! | turn the bytes of one frame into a page | [`Frame::parse`], [`Frame::decompress_into`] |
 //! | verify a file that is fetched in ranges, in parallel | [`ContentHash`], [`Layout::checksum`] |
 //! | write a file, from pages or from other files' frames | [`Encoder`] |
+//! | join other files' frames, in any order and from many threads | [`Assembly`] |
 //! | name a file | [`FileName`] |
 //!
 //! ```
@@ -34,6 +35,7 @@
 //! ```
 #![deny(clippy::little_endian_bytes)]
 
+mod assemble;
 mod checksum;
 mod decode;
 mod encode;
@@ -44,9 +46,10 @@ mod index;
 mod name;
 mod types;
 
+pub use assemble::{Assembly, FrameHash, copied_len};
 pub use checksum::{Checksum, ContentHash, DatabaseChecksum, page_checksum};
 pub use decode::{Decoder, verify};
-pub use encode::{Encoder, Part};
+pub use encode::Encoder;
 pub use error::{Error, PageProblem, Result};
 pub use frame::{FRAME_HEADER_LEN, Frame, max_frame_len};
 pub use header::{FLAG_NO_CHECKSUM, HEADER_LEN, Header, MAGIC, TRAILER_LEN, Trailer};

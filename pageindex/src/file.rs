@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use litestream_storage::{FileInfo, Replica};
-use ltx::{ContentHash, HEADER_LEN, Header, Layout, Tail, TailLength, Trailer};
+use ltx::{ContentHash, Frame, HEADER_LEN, Header, IndexEntry, Layout, PageProblem, Tail, TailLength, Trailer};
 
 use crate::{Error, PackedIndex, PackedIndexBuilder, Result};
 
@@ -32,6 +32,15 @@ pub struct OpenFile {
     pub tail_hash: ContentHash,
     /// The bytes from the front that came along: all of a small file.
     pub front: Bytes,
+}
+
+/// Some of a file's frames, by their place in its index, and where in the file they lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Places in the index.
+    pub frames: std::ops::Range<usize>,
+    /// Offsets in the file.
+    pub bytes: std::ops::Range<u64>,
 }
 
 impl OpenFile {
@@ -68,6 +77,38 @@ impl OpenFile {
         self.front.len() as u64 == self.info.size()
     }
 
+    /// Cuts the file into spans of about `size` bytes at the borders of frames.
+    #[must_use]
+    pub fn spans(&self, size: u64) -> Vec<Span> {
+        let mut spans = Vec::new();
+        let (mut first, mut start, mut end) = (0, self.layout.frames_start(), self.layout.frames_start());
+        for (at, entry) in self.index.entries().enumerate() {
+            if entry.end() - start > size && at > first {
+                spans.push(Span { frames: first..at, bytes: start..end });
+                (first, start) = (at, entry.offset);
+            }
+            end = entry.end();
+        }
+        if first < self.index.len() {
+            spans.push(Span { frames: first..self.index.len(), bytes: start..end });
+        }
+        spans
+    }
+
+    /// The frame at the front of `bytes`, which must be just the one that the index names.
+    ///
+    /// # Errors
+    /// [`Error::Format`].
+    pub fn frame<'a>(&self, entry: &IndexEntry, bytes: &'a [u8]) -> Result<Frame<'a>> {
+        let wrong = |source| Error::format(self.info.key(), source);
+        let frame = Frame::parse(bytes, self.header.page_size).map_err(wrong)?;
+        if frame.pgno() != entry.pgno || frame.bytes().len() != entry.size as usize {
+            let pgno = entry.pgno.get();
+            return Err(wrong(ltx::Error::Page { pgno, problem: PageProblem::NotIndexed }));
+        }
+        Ok(frame)
+    }
+
     /// Compares the hash of all frames, in order, with the file's checksum.
     ///
     /// # Errors
@@ -82,7 +123,7 @@ impl OpenFile {
     #[must_use]
     pub fn starts_with_legacy_frame(&self) -> bool {
         let first = self.front.get(HEADER_LEN..).unwrap_or_default();
-        ltx::Frame::parse(first, self.header.page_size).is_ok_and(|frame| frame.is_legacy())
+        Frame::parse(first, self.header.page_size).is_ok_and(|frame| frame.is_legacy())
     }
 
     /// The key, for messages.

@@ -10,6 +10,7 @@ pub mod compact;
 mod error;
 mod file;
 mod listing;
+mod merge;
 mod packed;
 mod plan;
 pub mod retention;
@@ -17,7 +18,7 @@ mod time;
 mod view;
 
 pub use error::{Error, Result};
-pub use file::{OpenFile, SMALL_FILE, open_file};
+pub use file::{OpenFile, SMALL_FILE, Span, open_file};
 pub use listing::Listing;
 pub use packed::{PackedIndex, PackedIndexBuilder};
 pub use plan::{MAX_REPLANS, Plan, Replannable, Target, find, replan, replan_from};

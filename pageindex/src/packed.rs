@@ -172,7 +172,12 @@ impl PackedIndex {
         }
     }
 
-    fn pgno(&self, at: usize) -> Pgno {
+    /// The page at a place.
+    ///
+    /// # Panics
+    /// Where there is no such place.
+    #[must_use]
+    pub fn pgno(&self, at: usize) -> Pgno {
         let number = self.pgnos.as_deref().map_or_else(|| nth_dense(at, self.lock_page), |pgnos| pgnos[at]);
         // Only page numbers were ever pushed.
         Pgno::new(number).unwrap_or(Pgno::ONE)

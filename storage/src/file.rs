@@ -92,9 +92,9 @@ impl Backend for FileBackend {
             let object = describe(key.clone(), &metadata);
             let range = backend::resolve(&url, &key, &range, object.size)?;
             // The span is what the caller asked for, cut to what the file really has.
-            let mut bytes = vec![0; (range.end - range.start) as usize];
-            file.read_exact_at(&mut bytes, range.start).map_err(|error| Error::io("read", &path, error))?;
-            let body = futures::stream::iter([Ok(Bytes::from(bytes))]).boxed();
+            let mut buffer = Buffer::take((range.end - range.start) as usize);
+            file.read_exact_at(buffer.as_mut(), range.start).map_err(|error| Error::io("read", &path, error))?;
+            let body = futures::stream::iter([Ok(Bytes::from_owner(buffer))]).boxed();
             Ok(GetResponse { object, range, body })
         })
         .await
@@ -129,6 +129,57 @@ impl Backend for FileBackend {
             Ok(())
         })
         .await
+    }
+}
+
+/// Memory that a file is read into. Large pieces are used again, since fresh memory costs as much as reading into it.
+struct Buffer {
+    memory: Vec<u8>,
+    len: usize,
+}
+
+impl Buffer {
+    /// From here on up memory is kept.
+    const LARGE: usize = 128 << 10;
+    /// Larger pieces are not kept.
+    const LARGEST: usize = 4 << 20;
+    /// How many are kept.
+    const KEPT: usize = 8;
+
+    fn pool() -> std::sync::MutexGuard<'static, Vec<Vec<u8>>> {
+        static POOL: std::sync::Mutex<Vec<Vec<u8>>> = std::sync::Mutex::new(Vec::new());
+        POOL.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// So many bytes of whatever content.
+    fn take(len: usize) -> Self {
+        let fits = |memory: &Vec<u8>| memory.len() >= len && memory.len() / 4 <= len;
+        let kept = if len < Self::LARGE { None } else { Some(Self::pool()) };
+        let kept = kept.and_then(|mut pool| pool.iter().rposition(fits).map(|at| pool.swap_remove(at)));
+        Self { memory: kept.unwrap_or_else(|| vec![0; len]), len }
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.memory[..self.len]
+    }
+}
+
+impl AsMut<[u8]> for Buffer {
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.memory[..self.len]
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if (Self::LARGE..=Self::LARGEST).contains(&self.memory.len()) {
+            let mut pool = Self::pool();
+            if pool.len() < Self::KEPT {
+                pool.push(std::mem::take(&mut self.memory));
+            }
+        }
     }
 }
 

@@ -89,8 +89,10 @@ impl Retry {
                 done => return done,
             };
             number += 1;
-            let pause = self.pause(number);
-            if number >= self.policy.attempts || started.elapsed() + pause >= self.policy.total {
+            // Towards the end pauses get shorter, so that the last attempt is not far from the limit.
+            let left = self.policy.total.saturating_sub(started.elapsed());
+            let pause = self.pause(number).min(left.mul_f64(0.75));
+            if number >= self.policy.attempts || left < self.policy.total / 50 {
                 return Err(Error::Unavailable {
                     url: self.url.clone(),
                     operation,
@@ -109,7 +111,9 @@ impl Retry {
     /// How long attempt `number` may wait for its first byte, the time that is left in all considered.
     fn patience(&self, number: u32, started: Instant) -> Duration {
         let left = self.policy.total.saturating_sub(started.elapsed()).max(Duration::from_millis(1));
-        self.policy.first_byte.saturating_mul(1 << number.saturating_sub(1).min(6)).min(left)
+        let patience = self.policy.first_byte.saturating_mul(1 << number.saturating_sub(1).min(6)).min(left);
+        // A store that does not answer at all gets a second chance, on another connection, however short the limit.
+        if number == 0 { patience.min(self.policy.total / 2) } else { patience }
     }
 
     fn pause(&self, attempts: u32) -> Duration {

