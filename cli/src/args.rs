@@ -6,8 +6,6 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use crate::units;
-
 /// SQLite kept in step with S3-style object storage, and queried straight from it.
 #[derive(Debug, Parser)]
 #[command(name = "litestream", version, propagate_version = true, disable_help_subcommand = true)]
@@ -186,7 +184,7 @@ pub(crate) struct ManArgs {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    units::parse_duration(text).map_err(|error| error.to_string())
+    litestream_config::units::parse_duration(text).map_err(|error| error.to_string())
 }
 
 fn level(text: &str) -> Result<LevelFilter, String> {

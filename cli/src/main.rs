@@ -2,12 +2,8 @@
 
 mod args;
 mod commands;
-#[allow(dead_code, reason = "all keys are parsed and checked now; those of `replicate` are used by it")]
-mod config;
 mod output;
 mod place;
-mod units;
-mod when;
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use litestream_config::{self as config, Config, DbConfig, LoadError};
 use litestream_storage::config::{ReplicaConfig, is_url};
 use litestream_storage::{Replica, RetryPolicy};
 
 use crate::args::Common;
-use crate::config::{self, Config, DbConfig, LoadError};
 use crate::output;
 
 /// What a user named.

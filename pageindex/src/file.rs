@@ -1,6 +1,7 @@
 //! One LTX file's frames, known after one request (a small file) or two side by side (a large one).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use litestream_storage::{FileInfo, Replica};
@@ -16,6 +17,8 @@ const HEAD: u64 = 64 * 1024;
 /// A file of which everything but the frames' content is known.
 #[derive(Clone, Debug)]
 pub struct OpenFile {
+    /// A number that no other opened file of this process has: what was read through it can be kept under this number.
+    pub id: u64,
     /// The file.
     pub info: FileInfo,
     /// Its header.
@@ -59,7 +62,9 @@ impl OpenFile {
         for entry in tail.entries() {
             index.push(entry.map_err(format)?);
         }
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
         Ok(Self {
+            id: NUMBER.fetch_add(1, Ordering::Relaxed),
             header,
             raw_header,
             index: index.finish(),
@@ -75,6 +80,22 @@ impl OpenFile {
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.front.len() as u64 == self.info.size()
+    }
+
+    /// The frame's bytes, where they came along when the file was opened.
+    #[must_use]
+    pub fn at_hand(&self, entry: &IndexEntry) -> Option<&[u8]> {
+        self.front.get(usize::try_from(entry.offset).ok()?..usize::try_from(entry.end()).ok()?)
+    }
+
+    /// Decompresses the frame at the front of `bytes`, which must be just the one that the index names, into `page`, which must be one page
+    /// long.
+    ///
+    /// # Errors
+    /// [`Error::Format`].
+    pub fn decompress(&self, entry: &IndexEntry, bytes: &[u8], page: &mut [u8]) -> Result<()> {
+        let frame = self.frame(entry, bytes)?;
+        frame.decompress_into(page).map_err(|source| Error::format(self.info.key(), source))
     }
 
     /// Cuts the file into spans of about `size` bytes at the borders of frames.

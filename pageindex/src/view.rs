@@ -1,16 +1,20 @@
 //! The database at one TXID: which frame of which file holds each page.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::stream;
-use litestream_storage::Replica;
+use litestream_storage::{FileInfo, Replica};
 use ltx::{Commit, IndexEntry, PageSize, Pgno, Timestamp, Txid};
 
 use crate::{Error, OpenFile, Plan, Result, open_file};
 
 /// How many files are opened at once.
 const OPEN_AT_ONCE: usize = 256;
+
+/// How many bytes of files' fronts a view keeps in memory.
+const FRONTS: usize = 64 << 20;
 
 /// A database at one TXID. Immutable; meant to be shared as `Arc<View>`.
 #[derive(Clone, Debug)]
@@ -40,8 +44,31 @@ impl View {
     /// # Errors
     /// As the store says, [`Error::Format`], [`Error::PageSizeChanged`], [`Error::Deleted`].
     pub async fn open(replica: &Replica, plan: &Plan) -> Result<Self> {
-        let files = stream::iter(&plan.files).map(|file| open_file(replica, file)).buffered(OPEN_AT_ONCE);
-        let files: Vec<Result<OpenFile>> = files.collect().await;
+        Self::open_with(replica, plan, &[]).await
+    }
+
+    /// Like [`View::open`], but takes the files that are among `known` from there.
+    ///
+    /// # Errors
+    /// As [`View::open`].
+    pub async fn open_with(replica: &Replica, plan: &Plan, known: &[Arc<OpenFile>]) -> Result<Self> {
+        let known: HashMap<&str, &Arc<OpenFile>> = known.iter().map(|file| (file.info.key(), file)).collect();
+        let opens: Vec<_> = plan
+            .files
+            .iter()
+            .cloned()
+            .map(|file| {
+                let known = known.get(file.key()).filter(|known| is_same(&known.info, &file)).copied().cloned();
+                let replica = replica.clone();
+                async move {
+                    match known {
+                        Some(known) => Ok(known),
+                        None => open_file(&replica, &file).await.map(Arc::new),
+                    }
+                }
+            })
+            .collect();
+        let files: Vec<Result<Arc<OpenFile>>> = stream::iter(opens).buffered(OPEN_AT_ONCE).collect().await;
         Self::of(files.into_iter().collect::<Result<_>>()?)
     }
 
@@ -52,8 +79,7 @@ impl View {
     ///
     /// # Panics
     /// Without any file: a plan has at least one.
-    pub fn of(files: Vec<OpenFile>) -> Result<Self> {
-        let files: Vec<Arc<OpenFile>> = files.into_iter().map(Arc::new).collect();
+    pub fn of(mut files: Vec<Arc<OpenFile>>) -> Result<Self> {
         let (Some(first), Some(last)) = (files.first(), files.last()) else { panic!("a plan has at least one file") };
         let Timestamp(time) = last.header.timestamp;
         let (commit, page_size, txid) = (last.header.commit, first.header.page_size, last.header.max_txid);
@@ -71,7 +97,33 @@ impl View {
         // Stable: of one page's entries the newest file's stays in front.
         newer.sort_by_key(|(pgno, _)| *pgno);
         newer.dedup_by_key(|(pgno, _)| *pgno);
+        keep_within_budget(&mut files);
         Ok(Self { overlay: newer.into(), txid, commit, page_size, time: Timestamp(time), files })
+    }
+
+    /// The view after further files, oldest first, which must follow on this view's TXID.
+    ///
+    /// # Errors
+    /// [`Error::PageSizeChanged`], [`Error::Deleted`].
+    pub fn derive(&self, further: Vec<Arc<OpenFile>>) -> Result<Self> {
+        let Some(last) = further.last() else { return Ok(self.clone()) };
+        let (commit, txid, time) = (last.header.commit, last.header.max_txid, last.header.timestamp);
+        if commit == Commit(0) {
+            return Err(Error::Deleted { key: last.key().clone() });
+        }
+        let mut newer: Vec<(u32, u32)> = Vec::new();
+        for (number, file) in (self.files.len() as u32..).zip(&further) {
+            same_page_size(self.page_size, file)?;
+            newer.extend(file.index.entries().map(|entry| (entry.pgno.get(), number)));
+        }
+        newer.reverse();
+        newer.extend_from_slice(&self.overlay);
+        newer.sort_by_key(|(pgno, _)| *pgno);
+        newer.dedup_by_key(|(pgno, _)| *pgno);
+        newer.retain(|(pgno, _)| *pgno <= commit.0);
+        let mut files = [self.files.as_slice(), &further].concat();
+        keep_within_budget(&mut files);
+        Ok(Self { files, overlay: newer.into(), txid, commit, page_size: self.page_size, time })
     }
 
     /// Where a page lies. `None` for the lock page, for pages beyond the end, and for pages that no file holds (which reads as zeros).
@@ -119,6 +171,23 @@ impl View {
     #[must_use]
     pub fn index_memory(&self) -> usize {
         size_of_val(&*self.overlay) + self.files.iter().map(|file| file.index.memory()).sum::<usize>()
+    }
+}
+
+/// Whether a listed file is the one that was opened.
+fn is_same(known: &FileInfo, listed: &FileInfo) -> bool {
+    let (known, listed) = (&known.object, &listed.object);
+    known.size == listed.size && known.etag.is_some() && known.etag == listed.etag
+}
+
+/// Small files that were fetched whole stay in memory, the newest first, up to a budget; of the others only the index does.
+fn keep_within_budget(files: &mut [Arc<OpenFile>]) {
+    let mut left = FRONTS;
+    for file in files.iter_mut().rev() {
+        match left.checked_sub(file.front.len()) {
+            Some(rest) => left = rest,
+            None => Arc::make_mut(file).front = bytes::Bytes::new(),
+        }
     }
 }
 

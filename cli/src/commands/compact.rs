@@ -11,8 +11,8 @@ use serde::Serialize;
 use tabled::Tabled;
 
 use crate::args::{Common, CompactArgs};
+use crate::output;
 use crate::place::{self, Place};
-use crate::{config, output};
 
 #[derive(Serialize, Tabled)]
 struct Step {
@@ -70,7 +70,8 @@ impl Work<'_> {
         if listing.is_empty() {
             return Err(PlanError::NoBackup { url: self.replica.url().clone() }.into());
         }
-        let levels = self.place.config.as_ref().map_or(3, |config| config.levels.len().min(config::MAX_LEVELS));
+        let levels =
+            self.place.config.as_ref().map_or(3, |config| config.levels.len().min(litestream_config::MAX_LEVELS));
         for level in Level::all().skip(1).take(levels) {
             listing = self.level(level, listing, steps).await?;
         }

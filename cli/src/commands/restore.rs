@@ -16,8 +16,8 @@ use serde::Serialize;
 use tabled::Tabled;
 
 use crate::args::{Common, IntegrityCheck, RestoreArgs};
+use crate::output;
 use crate::place::{self, Place};
-use crate::{output, when};
 
 #[derive(Serialize)]
 struct Report {
@@ -108,7 +108,8 @@ fn target(args: &RestoreArgs) -> anyhow::Result<Target> {
     match (args.txid, &args.timestamp) {
         (Some(txid), _) => Ok(Target::Txid(txid)),
         (None, Some(text)) => {
-            let millis = when::parse(text, &Zoned::now()).with_context(|| format!("--timestamp {text:?}"))?;
+            let millis =
+                litestream_config::when::parse(text, &Zoned::now()).with_context(|| format!("--timestamp {text:?}"))?;
             Ok(Target::Before(Timestamp(millis)))
         }
         (None, None) => Ok(Target::Latest),

@@ -5,7 +5,7 @@
 //! everything that became nothing outside comments is reported.
 
 /// The expanded text, and a warning for each variable outside comments that is not set.
-pub(super) fn expand(text: &str, env: &dyn Fn(&str) -> Option<String>) -> (String, Vec<String>) {
+pub(crate) fn expand(text: &str, env: &dyn Fn(&str) -> Option<String>) -> (String, Vec<String>) {
     let mut out = String::with_capacity(text.len());
     let mut warnings = Vec::new();
     for (number, line) in text.split_inclusive('\n').enumerate() {

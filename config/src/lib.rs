@@ -1,3 +1,5 @@
+//! What people write: the configuration file ([`Config`]), durations and sizes ([`units`]), moments ([`when`]).
+//!
 //! The configuration file: what it may say, what it means, and all that is wrong with it at once.
 //!
 //! The file is Litestream's own (`/etc/litestream.yml`). Its text is expanded (`expand`), parsed into a tree of texts
@@ -16,91 +18,93 @@ mod dirs;
 mod expand;
 mod read;
 mod tree;
+pub mod units;
+pub mod when;
 
-pub(crate) use dirs::ScanError;
+pub use dirs::ScanError;
 
 /// Where the configuration is when nothing says otherwise.
-pub(crate) const DEFAULT_PATH: &str = "/etc/litestream.yml";
+pub const DEFAULT_PATH: &str = "/etc/litestream.yml";
 /// Levels of compaction there can be: 1 to 8.
-pub(crate) const MAX_LEVELS: usize = 8;
+pub const MAX_LEVELS: usize = 8;
 
 /// All that the configuration file says, with the defaults filled in.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Config {
+pub struct Config {
     /// The address for metrics, `HOST:PORT` or `:PORT`. Default: no metrics.
-    pub(crate) addr: Option<String>,
+    pub addr: Option<String>,
     /// The command to run while replicating. Default: none.
-    pub(crate) exec: Option<String>,
+    pub exec: Option<String>,
     /// The control socket.
-    pub(crate) socket: SocketConfig,
+    pub socket: SocketConfig,
     /// The intervals of the levels of compaction, from level 1 on. Default: 30 s, 5 min, 1 h.
-    pub(crate) levels: Vec<Duration>,
+    pub levels: Vec<Duration>,
     /// Snapshots, for databases that say nothing of their own.
-    pub(crate) snapshot: SnapshotConfig,
+    pub snapshot: SnapshotConfig,
     /// How long level-0 files stay once level 1 covers them. Default: 5 min.
-    pub(crate) l0_retention: Duration,
+    pub l0_retention: Duration,
     /// How often that is looked at. Default: 15 s.
-    pub(crate) l0_retention_check_interval: Duration,
+    pub l0_retention_check_interval: Duration,
     /// How often replicas are validated. Default: never.
-    pub(crate) validation_interval: Option<Duration>,
+    pub validation_interval: Option<Duration>,
     /// Check the TXIDs of a level after each compaction into it. Default: no.
-    pub(crate) verify_compaction: bool,
+    pub verify_compaction: bool,
     /// Delete what retention no longer needs, rather than leave it to the bucket's own rules. Default: yes.
-    pub(crate) retention_enabled: bool,
+    pub retention_enabled: bool,
     /// What is asked for as long as replication is well. Default: nothing.
-    pub(crate) heartbeat_url: Option<String>,
+    pub heartbeat_url: Option<String>,
     /// How often. Default: 5 min.
-    pub(crate) heartbeat_interval: Duration,
+    pub heartbeat_interval: Duration,
     /// How long the last sync at shutdown is tried; zero means once. Default: 30 s.
-    pub(crate) shutdown_sync_timeout: Duration,
+    pub shutdown_sync_timeout: Duration,
     /// The pause between these tries. Default: 500 ms.
-    pub(crate) shutdown_sync_interval: Duration,
+    pub shutdown_sync_interval: Duration,
     /// Logging.
-    pub(crate) logging: LoggingConfig,
+    pub logging: LoggingConfig,
     /// The databases, in the order of the file.
-    pub(crate) dbs: Vec<DbEntry>,
+    pub dbs: Vec<DbEntry>,
     /// What is odd but does no harm, each with its place.
-    pub(crate) warnings: Vec<String>,
+    pub warnings: Vec<String>,
     /// For `~/` in paths of the command line.
     home: Option<PathBuf>,
 }
 
 /// The control socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct SocketConfig {
+pub struct SocketConfig {
     /// Whether there is one. Default: no.
-    pub(crate) enabled: bool,
+    pub enabled: bool,
     /// Where. Default: `/var/run/litestream.sock`.
-    pub(crate) path: PathBuf,
+    pub path: PathBuf,
     /// Its permissions. Default: 0600.
-    pub(crate) permissions: u32,
+    pub permissions: u32,
 }
 
 /// Snapshots of one database.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct SnapshotConfig {
+pub struct SnapshotConfig {
     /// How often one is made. Default: 24 h.
-    pub(crate) interval: Duration,
+    pub interval: Duration,
     /// For how long the database can be restored to any instant. Default: 24 h.
-    pub(crate) retention: Duration,
+    pub retention: Duration,
 }
 
 /// Logging.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct LoggingConfig {
+pub struct LoggingConfig {
     /// What is logged; `LOG_LEVEL` in the environment goes first. Default: info.
-    pub(crate) level: LogLevel,
+    pub level: LogLevel,
     /// How. Default: text.
-    pub(crate) format: LogFormat,
+    pub format: LogFormat,
     /// To standard error rather than standard output. Default: no (Litestream's; the caller may always use stderr).
-    pub(crate) stderr: bool,
+    pub stderr: bool,
     /// With the place in the program's source. Default: no.
-    pub(crate) source: bool,
+    pub source: bool,
 }
 
 /// What is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum LogLevel {
+pub enum LogLevel {
     /// Everything.
     Trace,
     /// Also what only developers want.
@@ -115,7 +119,7 @@ pub(crate) enum LogLevel {
 
 /// How is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum LogFormat {
+pub enum LogFormat {
     /// Lines for people.
     Text,
     /// One JSON object per line.
@@ -124,7 +128,7 @@ pub(crate) enum LogFormat {
 
 /// One item of `dbs`.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum DbEntry {
+pub enum DbEntry {
     /// `path:`, one database.
     Database(DbConfig),
     /// `dir:`, all databases in a directory.
@@ -133,39 +137,39 @@ pub(crate) enum DbEntry {
 
 /// One database.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct DbConfig {
+pub struct DbConfig {
     /// The database file; absolute, without `.` and `..`.
-    pub(crate) path: PathBuf,
+    pub path: PathBuf,
     /// The directory of our local state. Default: `.NAME-litestream` beside the database.
-    pub(crate) meta_path: PathBuf,
+    pub meta_path: PathBuf,
     /// How it is replicated.
-    pub(crate) settings: DbSettings,
+    pub settings: DbSettings,
     /// Where to; never empty.
-    pub(crate) replicas: Vec<Replica>,
+    pub replicas: Vec<Replica>,
 }
 
 /// All databases in a directory.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct DirConfig {
+pub struct DirConfig {
     /// The directory; absolute, without `.` and `..`.
-    pub(crate) dir: PathBuf,
+    pub dir: PathBuf,
     /// What the names of databases look like, as in Go's `filepath.Match`.
-    pub(crate) pattern: String,
+    pub pattern: String,
     /// Search directories below, too. Default: no.
-    pub(crate) recursive: bool,
+    pub recursive: bool,
     /// Notice databases that come and go. Default: no.
-    pub(crate) watch: bool,
+    pub watch: bool,
     /// Where the local state of the databases is.
-    pub(crate) meta: MetaBase,
+    pub meta: MetaBase,
     /// How they are replicated.
-    pub(crate) settings: DbSettings,
+    pub settings: DbSettings,
     /// Where to; each database's relative path is added.
-    pub(crate) replicas: Vec<Replica>,
+    pub replicas: Vec<Replica>,
 }
 
 /// Where the local state of the databases of a directory is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum MetaBase {
+pub enum MetaBase {
     /// Beside each database.
     Beside,
     /// `meta-path`: `BASE/SUB/.NAME-litestream`.
@@ -176,40 +180,40 @@ pub(crate) enum MetaBase {
 
 /// How a database is replicated.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct DbSettings {
+pub struct DbSettings {
     /// How often the WAL is looked at. Default: 1 s.
-    pub(crate) monitor_interval: Duration,
+    pub monitor_interval: Duration,
     /// How often a checkpoint is tried; zero means never for time's sake. Default: 1 min.
-    pub(crate) checkpoint_interval: Duration,
+    pub checkpoint_interval: Duration,
     /// The pages in the WAL that make a checkpoint worth trying. Default: 1000.
-    pub(crate) min_checkpoint_page_count: u32,
+    pub min_checkpoint_page_count: u32,
     /// The pages in the WAL that make a blocking checkpoint necessary; zero means never. Default: 121359.
-    pub(crate) truncate_page_n: u32,
+    pub truncate_page_n: u32,
     /// How long to wait for a lock. Default: 1 s.
-    pub(crate) busy_timeout: Duration,
+    pub busy_timeout: Duration,
     /// The most of the WAL that one sync takes, in bytes; zero means all. Default: 64 MiB.
-    pub(crate) max_sync_wal_bytes: u64,
+    pub max_sync_wal_bytes: u64,
     /// Restore the database first where it does not exist. Default: no.
-    pub(crate) restore_if_db_not_exists: bool,
+    pub restore_if_db_not_exists: bool,
     /// Its snapshots. Default: the global ones.
-    pub(crate) snapshot: SnapshotConfig,
+    pub snapshot: SnapshotConfig,
 }
 
 /// One replica of a database.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Replica {
+pub struct Replica {
     /// Where it lies.
-    pub(crate) config: ReplicaConfig,
+    pub config: ReplicaConfig,
     /// Its name in Litestream 0.3. Only shown.
-    pub(crate) name: Option<String>,
+    pub name: Option<String>,
     /// How often files are uploaded. Default: 1 s.
-    pub(crate) sync_interval: Duration,
+    pub sync_interval: Duration,
     /// The most level-0 files that one sync uploads; zero means all. Default: 256.
-    pub(crate) max_sync_ltx_files: u64,
+    pub max_sync_ltx_files: u64,
     /// Reset the local state when it does not fit the replica. Default: no.
-    pub(crate) auto_recover: bool,
+    pub auto_recover: bool,
     /// How often this replica is validated. Default: the global interval.
-    pub(crate) validation_interval: Option<Duration>,
+    pub validation_interval: Option<Duration>,
 }
 
 impl Default for Config {
@@ -272,7 +276,7 @@ impl Default for DbSettings {
 
 impl Replica {
     /// A replica with the defaults.
-    pub(crate) fn new(config: ReplicaConfig) -> Self {
+    pub fn new(config: ReplicaConfig) -> Self {
         Self {
             config,
             name: None,
@@ -286,7 +290,7 @@ impl Replica {
 
 impl LogLevel {
     /// Parses `trace`, `debug`, `info`, `warn` (or `warning`) and `error`, in any case.
-    pub(crate) fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Option<Self> {
         Some(match text.trim().to_ascii_lowercase().as_str() {
             "trace" => Self::Trace,
             "debug" => Self::Debug,
@@ -298,7 +302,7 @@ impl LogLevel {
     }
 
     /// As `tracing` names it.
-    pub(crate) fn as_str(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Trace => "trace",
             Self::Debug => "debug",
@@ -312,7 +316,7 @@ impl LogLevel {
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub(crate) enum LoadError {
+pub enum LoadError {
     /// There is no such file.
     #[error("no configuration file `{}`: create it, or name another with -config or LITESTREAM_CONFIG", .0.display())]
     NotFound(PathBuf),
@@ -345,13 +349,13 @@ pub(crate) enum LoadError {
 
 /// A problem at a place of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Problem {
+pub struct Problem {
     /// Such as `dbs[2].replica.url`; empty for the file as a whole.
-    pub(crate) place: String,
+    pub place: String,
     /// The line, from 1.
-    pub(crate) line: u64,
+    pub line: u64,
     /// What is wrong, why, and what to do.
-    pub(crate) message: String,
+    pub message: String,
 }
 
 impl fmt::Display for Problem {
@@ -381,7 +385,7 @@ impl fmt::Display for Problems<'_> {
 
 /// The configuration file to use: the one of `-config`, else of `LITESTREAM_CONFIG`, else [`DEFAULT_PATH`]. Also says
 /// whether someone named it, so that a missing default can be passed over where no configuration is needed.
-pub(crate) fn locate(option: Option<&Path>, env: &dyn Fn(&str) -> Option<String>) -> (PathBuf, bool) {
+pub fn locate(option: Option<&Path>, env: &dyn Fn(&str) -> Option<String>) -> (PathBuf, bool) {
     match option
         .map(Path::to_owned)
         .or_else(|| env("LITESTREAM_CONFIG").filter(|path| !path.is_empty()).map(Into::into))
@@ -396,7 +400,7 @@ impl Config {
     ///
     /// # Errors
     /// See [`LoadError`]; all problems together.
-    pub(crate) fn load(path: &Path, expand: bool, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, LoadError> {
+    pub fn load(path: &Path, expand: bool, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, LoadError> {
         match std::fs::read_to_string(path) {
             Ok(text) => Self::parse(&text, path, expand, env),
             Err(source) if source.kind() == io::ErrorKind::NotFound => Err(LoadError::NotFound(path.into())),
@@ -408,7 +412,7 @@ impl Config {
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub(crate) fn parse(
+    pub fn parse(
         text: &str,
         path: &Path,
         expand: bool,
@@ -429,7 +433,7 @@ impl Config {
 
     /// The configuration of the database at this path, which may be relative and begin with `~/` or `sqlite://`. The
     /// database need not exist. Its own entry goes before a directory's, and the first before later ones.
-    pub(crate) fn find_db(&self, path: &Path) -> Option<DbConfig> {
+    pub fn find_db(&self, path: &Path) -> Option<DbConfig> {
         let path = database_path(path, self.home.as_deref());
         let own = self.dbs.iter().find_map(|entry| match entry {
             DbEntry::Database(config) if config.path == path => Some(config.clone()),
@@ -447,7 +451,7 @@ impl Config {
     ///
     /// # Errors
     /// A directory that cannot be searched.
-    pub(crate) fn databases(&self) -> Result<Vec<DbConfig>, ScanError> {
+    pub fn databases(&self) -> Result<Vec<DbConfig>, ScanError> {
         let own: Vec<&Path> = self
             .dbs
             .iter()
@@ -471,7 +475,7 @@ impl Config {
 }
 
 /// The directory of our local state for a database: `.NAME-litestream` beside it.
-pub(crate) fn default_meta_path(database: &Path) -> PathBuf {
+pub fn default_meta_path(database: &Path) -> PathBuf {
     let mut name = std::ffi::OsString::from(".");
     name.push(database.file_name().unwrap_or_default());
     name.push("-litestream");
@@ -479,7 +483,7 @@ pub(crate) fn default_meta_path(database: &Path) -> PathBuf {
 }
 
 /// A database's path as it is written: with `sqlite://` (or `sqlite3://`) taken off, `~/` put in, made absolute.
-pub(crate) fn database_path(path: &Path, home: Option<&Path>) -> PathBuf {
+pub fn database_path(path: &Path, home: Option<&Path>) -> PathBuf {
     let stripped = path.to_str().and_then(|text| {
         let prefix = |prefix: &str| text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
         ["sqlite://", "sqlite3://"].into_iter().find(|start| prefix(start)).map(|start| &text[start.len()..])

@@ -11,12 +11,12 @@ use super::{DbConfig, DirConfig, MetaBase, default_meta_path};
 /// The directory of an entry cannot be searched.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot search `{}` for databases: {source}", path.display())]
-pub(crate) struct ScanError {
+pub struct ScanError {
     /// The directory, or one below it.
-    pub(crate) path: PathBuf,
+    pub path: PathBuf,
     /// Why.
     #[source]
-    pub(crate) source: io::Error,
+    pub source: io::Error,
 }
 
 impl DirConfig {
@@ -25,7 +25,7 @@ impl DirConfig {
     ///
     /// # Errors
     /// A directory that is missing or cannot be read.
-    pub(crate) fn scan(&self) -> Result<Vec<DbConfig>, ScanError> {
+    pub fn scan(&self) -> Result<Vec<DbConfig>, ScanError> {
         let mut found = Vec::new();
         self.scan_into(&self.dir, &mut found)?;
         Ok(found)
@@ -33,7 +33,7 @@ impl DirConfig {
 
     /// The configuration of the database at this absolute path, if the entry covers it. The file need not exist, so that
     /// it can be restored.
-    pub(crate) fn database(&self, path: &Path) -> Option<DbConfig> {
+    pub fn database(&self, path: &Path) -> Option<DbConfig> {
         let relative = path.strip_prefix(&self.dir).ok()?;
         let parts: Vec<&str> = relative
             .components()
@@ -93,7 +93,7 @@ fn is_database(path: &Path) -> bool {
 }
 
 /// What is wrong with a pattern, if anything is.
-pub(super) fn check(pattern: &str) -> Result<(), &'static str> {
+pub(crate) fn check(pattern: &str) -> Result<(), &'static str> {
     if pattern.contains('/') {
         return Err("patterns match names, not paths: use `dir` and `recursive` for directories");
     }
@@ -105,7 +105,7 @@ pub(super) fn check(pattern: &str) -> Result<(), &'static str> {
 }
 
 /// Go's `filepath.Match`: `*`, `?`, `[a-z]`, `[^a-z]`, and `\` before a character that means itself.
-pub(super) fn matches(pattern: &str, name: &str) -> bool {
+pub(crate) fn matches(pattern: &str, name: &str) -> bool {
     let (mut pattern, mut name) = (pattern, name);
     // Where to go on when the rest does not fit: after the last star, one character later.
     let mut star: Option<(&str, &str)> = None;

@@ -14,7 +14,7 @@ use jiff::{
 /// Why a text is not a time to restore to.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub(crate) enum WhenError {
+pub enum WhenError {
     /// Nothing was written.
     #[error("the time is empty: {FORMS}")]
     Empty,
@@ -73,7 +73,7 @@ const FORMS: &str = "write one like 2026-01-31T12:00:00Z, `2026-01-31 12:00 Euro
 ///
 /// # Errors
 /// Everything else, and every time after `now`.
-pub(crate) fn parse(text: &str, now: &Zoned) -> Result<i64, WhenError> {
+pub fn parse(text: &str, now: &Zoned) -> Result<i64, WhenError> {
     let trimmed = text.trim();
     if trimmed.is_empty() {
         return Err(WhenError::Empty);

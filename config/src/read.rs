@@ -58,7 +58,7 @@ const GONE: [(&str, &str); 6] = [
 ];
 
 /// Understands the tree of a configuration file.
-pub(super) fn read(tree: Node, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, Vec<Problem>> {
+pub(crate) fn read(tree: Node, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, Vec<Problem>> {
     let mut reader = Reader { problems: Vec::new(), warnings: Vec::new(), places: Vec::new(), env, home: home(env) };
     let mut config = Config::default();
     if let Some(mut root) = reader.section(tree, String::new()) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 /// Why a text is not a duration or a size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct UnitError(String);
+pub struct UnitError(String);
 
 const SECOND: u128 = 1_000_000_000;
 const MINUTE: u128 = 60 * SECOND;
@@ -20,7 +20,7 @@ const DAY: u128 = 24 * HOUR;
 /// # Errors
 /// Anything else: nothing, a number without a unit (but `0` is fine), a negative or an uncountable duration, and `M`,
 /// which is a month to some and a minute to others.
-pub(crate) fn parse_duration(text: &str) -> Result<Duration, UnitError> {
+pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
     let wrong = |why: &str| UnitError(format!("`{text}` is not a duration: {why}"));
     let mut rest = text.trim();
     if rest.is_empty() {
@@ -57,12 +57,12 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, UnitError> {
 ///
 /// # Errors
 /// Anything else.
-pub(crate) fn parse_size(text: &str) -> Result<u64, UnitError> {
+pub fn parse_size(text: &str) -> Result<u64, UnitError> {
     litestream_storage::config::parse_size(text).map_err(UnitError)
 }
 
 /// Writes a duration the way [`parse_duration`] reads it and people like it: `1h30m`, `500ms`, `0s`.
-pub(crate) fn format_duration(duration: Duration) -> String {
+pub fn format_duration(duration: Duration) -> String {
     let mut rest = duration.as_nanos();
     let mut text = String::new();
     let units = [(DAY, "d"), (HOUR, "h"), (MINUTE, "m"), (SECOND, "s"), (1_000_000, "ms"), (1_000, "µs"), (1, "ns")];

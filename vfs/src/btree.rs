@@ -1,0 +1,437 @@
+//! What SQLite will ask for next, read off the pages that it has asked for (<https://www.sqlite.org/fileformat2.html#b_tree_pages>).
+//!
+//! A [`Predictor`] sees every page that one connection reads. It remembers the tree above the leaves – which page is whose child – and from
+//! that knows three things:
+//!
+//! - *Scans*: after two leaves that stand side by side, those that follow, in windows that grow fourfold.
+//! - *Index lookups*: an index's leaf names rows, so the table's pages on the way to them. Rows with the same key as the one asked for will all
+//!   be asked for; others only once a second row has been.
+//! - *Levels*: a tree is balanced, so where one child of a page has children itself, its siblings have too, and are few.
+//!
+//! All this is guessing: a wrong guess costs a request, never a wrong answer. Pages are untrusted; nothing here trusts an offset.
+
+use std::cell::OnceCell;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+/// How many children may be remembered before all is forgotten.
+const REMEMBERED: usize = 1 << 18;
+/// How many siblings of a page with children are fetched, and how many pages on the way to an index leaf's rows.
+const LEVEL: usize = 32;
+/// The first window of a scan, and how large windows get, in pages.
+const FIRST_WINDOW: usize = 8;
+const LARGEST_WINDOW: usize = 2_048;
+/// How many bytes of pages a window holds at most.
+const WINDOW_BYTES: usize = 8 << 20;
+/// How many rows with one key are followed.
+const SAME_KEY: usize = 256;
+/// How deep trees are at most.
+const DEEPEST: usize = 20;
+
+/// A page with children.
+struct Node {
+    children: Arc<[u32]>,
+    /// Of a table: the largest row id under each child but the last.
+    rows: Box<[i64]>,
+    /// Whether the children are leaves, once one of them has been seen.
+    leaves: Option<bool>,
+    /// The page's memory: the same memory holds the same page.
+    page: Bytes,
+}
+
+/// An index leaf, as the rows that it names.
+struct IndexLeaf {
+    pgno: u32,
+    page: Bytes,
+    /// Read off the page once they are needed.
+    entries: OnceCell<Vec<RowOfKey>>,
+    /// How many of the table's leaves it has led to.
+    led: usize,
+}
+
+struct RowOfKey {
+    row: i64,
+    /// The key's columns: where their types and where their values stand.
+    types: Range<usize>,
+    values: Range<usize>,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Predictor {
+    nodes: HashMap<u32, Node>,
+    /// Each child's parent and place.
+    parents: HashMap<u32, (u32, u32)>,
+    /// The root page of each index's table, by the index's root page.
+    tables: HashMap<u32, u32>,
+    /// Root pages of tables, by name, and of indexes, by table's name, as the schema names them.
+    schema: Schema,
+    last_leaf: u32,
+    side_by_side: u32,
+    window: usize,
+    /// How many leaves beyond the last one read have been asked for.
+    ahead: usize,
+    index_leaf: Option<IndexLeaf>,
+    usable: usize,
+}
+
+#[derive(Default)]
+struct Schema {
+    tables: HashMap<Vec<u8>, u32>,
+    indexes: HashSet<(u32, Vec<u8>)>,
+}
+
+impl Predictor {
+    /// What to fetch together with a page that has to be fetched now.
+    pub(crate) fn before(&mut self, pgno: u32) -> Vec<u32> {
+        let mut ahead = self.rows_of_index(pgno);
+        if self.follows(pgno) {
+            // Counted when the page is seen; but its followers may as well come with it.
+            ahead.extend(self.next_window(pgno, self.side_by_side + 1));
+        }
+        ahead
+    }
+
+    /// Takes note of a page that was read, and says what to fetch now.
+    pub(crate) fn after(&mut self, pgno: u32, page: &Bytes) -> Vec<u32> {
+        if self.nodes.get(&pgno).is_some_and(|node| node.page.as_ptr() == page.as_ptr()) {
+            return Vec::new();
+        }
+        let Some(tree) = TreePage::parse(page, pgno) else { return Vec::new() };
+        if pgno == 1 {
+            self.usable = page.len() - usize::from(page.get(20).copied().unwrap_or(0));
+        }
+        if self.parents.len() > REMEMBERED {
+            *self = Self { usable: self.usable, ..Self::default() };
+        }
+        let known = self.parents.get(&pgno).copied();
+        if let Some((parent, _)) = known
+            && let Some(node) = self.nodes.get_mut(&parent)
+        {
+            node.leaves = Some(tree.is_leaf);
+        }
+        if !tree.is_leaf {
+            self.remember(pgno, page, &tree);
+            return known.map(|(parent, place)| self.level(parent, place)).unwrap_or_default();
+        }
+        if self.root_of(pgno) == 1 {
+            self.read_schema(page, &tree);
+        }
+        if !tree.is_table && self.index_leaf.as_ref().is_none_or(|leaf| leaf.pgno != pgno) {
+            self.index_leaf = Some(IndexLeaf { pgno, page: page.clone(), entries: OnceCell::new(), led: 0 });
+        }
+        self.leaf_was_read(pgno)
+    }
+
+    /// The pages of one level around a page that turned out to have children.
+    fn level(&self, parent: u32, place: u32) -> Vec<u32> {
+        let Some(node) = self.nodes.get(&parent) else { return Vec::new() };
+        let from = (place as usize).saturating_sub(LEVEL / 4);
+        node.children.iter().skip(from).take(LEVEL).copied().filter(|child| !self.nodes.contains_key(child)).collect()
+    }
+
+    fn remember(&mut self, pgno: u32, page: &Bytes, tree: &TreePage<'_>) {
+        let (children, rows) = tree.children();
+        if let Some(node) = self.nodes.get_mut(&pgno)
+            && *node.children == *children
+            && *node.rows == *rows
+        {
+            node.page = page.clone();
+            return;
+        }
+        for (place, child) in (0..).zip(&children) {
+            self.parents.insert(*child, (pgno, place));
+        }
+        let leaves = children.iter().any(|child| self.nodes.contains_key(child)).then_some(false);
+        self.nodes.insert(pgno, Node { children: children.into(), rows: rows.into(), leaves, page: page.clone() });
+    }
+
+    fn root_of(&self, mut pgno: u32) -> u32 {
+        for _ in 0..DEEPEST {
+            match self.parents.get(&pgno) {
+                Some((parent, _)) => pgno = *parent,
+                None => break,
+            }
+        }
+        pgno
+    }
+
+    /// Whether a page stands right behind the leaf that was read last.
+    fn follows(&self, pgno: u32) -> bool {
+        self.last_leaf != 0 && self.following(self.last_leaf).next() == Some(pgno)
+    }
+
+    fn leaf_was_read(&mut self, pgno: u32) -> Vec<u32> {
+        if pgno == self.last_leaf {
+            return Vec::new();
+        }
+        if self.follows(pgno) {
+            self.side_by_side += 1;
+            self.ahead = self.ahead.saturating_sub(1);
+        } else {
+            (self.side_by_side, self.ahead, self.window) = (0, 0, 0);
+        }
+        self.last_leaf = pgno;
+        self.next_window(pgno, self.side_by_side)
+    }
+
+    /// The next leaves of a scan, once it is one and they are due.
+    fn next_window(&mut self, pgno: u32, side_by_side: u32) -> Vec<u32> {
+        if side_by_side < 1 || self.ahead > self.window / 2 {
+            return Vec::new();
+        }
+        let largest = (WINDOW_BYTES / self.usable.max(512)).min(LARGEST_WINDOW);
+        self.window = if self.window == 0 { FIRST_WINDOW } else { self.window * 4 }.min(largest);
+        let next: Vec<u32> = self.following(pgno).skip(self.ahead).take(self.window).collect();
+        self.ahead += next.len();
+        next
+    }
+
+    /// The leaves behind a leaf; where the page above the next ones is not known yet, that page, and then no more.
+    fn following(&self, leaf: u32) -> impl Iterator<Item = u32> + '_ {
+        let mut at = self.parents.get(&leaf).copied();
+        let mut left = LARGEST_WINDOW * 4;
+        std::iter::from_fn(move || {
+            let (mut parent, mut place) = at?;
+            left = left.checked_sub(1)?;
+            // Up, until there is a next child.
+            for _ in 0..DEEPEST {
+                let node = self.nodes.get(&parent)?;
+                match node.children.get(place as usize + 1) {
+                    Some(child) => {
+                        // And down again to the first leaf below it.
+                        let (mut child, mut under) = (*child, (parent, place + 1));
+                        while let Some(node) = self.nodes.get(&child) {
+                            under = (child, 0);
+                            child = *node.children.first()?;
+                        }
+                        let is_leaf = self.nodes.get(&under.0)?.leaves != Some(false);
+                        at = is_leaf.then_some(under);
+                        return Some(child);
+                    }
+                    None => (parent, place) = *self.parents.get(&parent)?,
+                }
+            }
+            None
+        })
+    }
+
+    /// Where the page that is wanted lies on the way to a row that the last index leaf names: the pages on the way to the others.
+    fn rows_of_index(&mut self, pgno: u32) -> Vec<u32> {
+        let Some(leaf) = &self.index_leaf else { return Vec::new() };
+        let Some(root) = self.tables.get(&self.root_of(leaf.pgno)).copied() else { return Vec::new() };
+        let entries = leaf.entries.get_or_init(|| {
+            TreePage::parse(&leaf.page, leaf.pgno)
+                .map(|tree| tree.rows_of_keys(&leaf.page, self.usable))
+                .unwrap_or_default()
+        });
+        let on_the_way: Vec<u32> = entries.iter().map(|entry| self.descend(root, entry.row)).collect();
+        let Some(at) = on_the_way.iter().position(|page| *page == pgno) else { return Vec::new() };
+        let leaves = self.parents.get(&pgno).and_then(|(parent, _)| self.nodes.get(parent)?.leaves);
+        let mut seen = HashSet::from([pgno]);
+        if leaves != Some(true) {
+            return on_the_way.iter().copied().filter(|page| seen.insert(*page)).take(LEVEL).collect();
+        }
+        let same = entries[at..].iter().take_while(|entry| leaf.same_key(entry, &entries[at])).count();
+        // Each further row is a reason to believe in more.
+        let more = match leaf.led {
+            0 => 0,
+            led => FIRST_WINDOW << (2 * led.min(4)),
+        };
+        let count = same.min(SAME_KEY).max(more);
+        let ahead = on_the_way[at..].iter().take(count).copied().filter(|page| seen.insert(*page)).collect();
+        if let Some(leaf) = &mut self.index_leaf {
+            leaf.led += 1;
+        }
+        ahead
+    }
+
+    /// The lowest page that is known on the way to a row.
+    fn descend(&self, root: u32, row: i64) -> u32 {
+        let mut pgno = root;
+        for _ in 0..DEEPEST {
+            let Some(node) = self.nodes.get(&pgno) else { break };
+            let place = node.rows.partition_point(|largest| *largest < row).min(node.children.len() - 1);
+            pgno = node.children[place];
+        }
+        pgno
+    }
+
+    /// Reads a leaf of the schema table: which index belongs to which table.
+    fn read_schema(&mut self, page: &[u8], tree: &TreePage<'_>) {
+        if !tree.is_table {
+            return;
+        }
+        for at in tree.cells() {
+            let Some((kind, table, root)) = schema_row(page, at) else { continue };
+            match kind {
+                b"table" => drop(self.schema.tables.insert(table.to_vec(), root)),
+                b"index" => drop(self.schema.indexes.insert((root, table.to_vec()))),
+                _ => {}
+            }
+        }
+        let tables = &self.schema.tables;
+        self.tables = self
+            .schema
+            .indexes
+            .iter()
+            .filter_map(|(root, table)| tables.get(table).map(|table| (*root, *table)))
+            .collect();
+    }
+
+    /// The root pages that the schema names, as far as it was read.
+    #[cfg(test)]
+    fn table_of_index(&self, root: u32) -> Option<u32> {
+        self.tables.get(&root).copied()
+    }
+}
+
+impl IndexLeaf {
+    fn same_key(&self, one: &RowOfKey, other: &RowOfKey) -> bool {
+        let bytes = |range: &Range<usize>| self.page.get(range.clone());
+        bytes(&one.types) == bytes(&other.types) && bytes(&one.values) == bytes(&other.values)
+    }
+}
+
+/// A page of a tree.
+struct TreePage<'a> {
+    page: &'a [u8],
+    header: usize,
+    is_leaf: bool,
+    is_table: bool,
+    count: usize,
+}
+
+impl<'a> TreePage<'a> {
+    fn parse(page: &'a [u8], pgno: u32) -> Option<Self> {
+        let header = if pgno == 1 { 100 } else { 0 };
+        let (is_leaf, is_table) = match page.get(header)? {
+            0x02 => (false, false),
+            0x05 => (false, true),
+            0x0a => (true, false),
+            0x0d => (true, true),
+            _ => return None,
+        };
+        let count = usize::from(u16_at(page, header + 3)?);
+        Some(Self { page, header, is_leaf, is_table, count })
+    }
+
+    /// Where the cells begin.
+    fn cells(&self) -> impl Iterator<Item = usize> + use<'a> {
+        let pointers = self.header + if self.is_leaf { 8 } else { 12 };
+        let page = self.page;
+        (0..self.count).map_while(move |cell| u16_at(page, pointers + 2 * cell).map(usize::from))
+    }
+
+    /// The children in order, and of a table the row ids between them.
+    fn children(&self) -> (Vec<u32>, Vec<i64>) {
+        let (mut children, mut rows) = (Vec::with_capacity(self.count + 1), Vec::new());
+        for at in self.cells() {
+            let Some(child) = u32_at(self.page, at) else { break };
+            if self.is_table {
+                let Some((row, _)) = varint(self.page, at + 4) else { break };
+                rows.push(row);
+            }
+            children.push(child);
+        }
+        children.extend(u32_at(self.page, self.header + 8));
+        (children, rows)
+    }
+
+    /// Of an index's leaf: the rows that it names, where the index is one over a table with row ids.
+    fn rows_of_keys(&self, page: &[u8], usable: usize) -> Vec<RowOfKey> {
+        // Longer keys go on in other pages, with the row id at their end.
+        let longest = (usable.saturating_sub(12) * 64 / 255).saturating_sub(23);
+        let rows = self.cells().map_while(|at| {
+            let (len, start) = varint(page, at)?;
+            if usize::try_from(len).ok()? > longest {
+                return None;
+            }
+            let (header_len, mut at) = varint(page, start)?;
+            let types_start = at;
+            let header_end = start.checked_add(usize::try_from(header_len).ok()?)?;
+            let (mut value, mut last) = (header_end, (0, at, header_end));
+            while at < header_end {
+                let (kind, next) = varint(page, at)?;
+                last = (kind, at, value);
+                value = value.checked_add(size_of_type(kind)?)?;
+                at = next;
+            }
+            let (kind, types_end, value_start) = last;
+            let row = integer(kind, page.get(value_start..value)?)?;
+            Some(RowOfKey { row, types: types_start..types_end, values: header_end..value_start })
+        });
+        rows.collect()
+    }
+}
+
+/// Kind, table name and root page of a row of the schema table.
+fn schema_row(page: &[u8], cell: usize) -> Option<(&[u8], &[u8], u32)> {
+    let (_, at) = varint(page, cell)?;
+    let (_, start) = varint(page, at)?;
+    let (header_len, mut at) = varint(page, start)?;
+    let mut value = start.checked_add(usize::try_from(header_len).ok()?)?;
+    let mut columns = [(0, 0..0), (0, 0..0), (0, 0..0), (0, 0..0)];
+    for column in &mut columns {
+        let (kind, next) = varint(page, at)?;
+        let end = value.checked_add(size_of_type(kind)?)?;
+        *column = (kind, value..end);
+        (at, value) = (next, end);
+    }
+    let [(_, kind), _, (_, table), (root_kind, root)] = columns;
+    let root = integer(root_kind, page.get(root)?)?;
+    Some((page.get(kind)?, page.get(table)?, u32::try_from(root).ok()?))
+}
+
+/// How many bytes a value of a serial type takes.
+fn size_of_type(kind: i64) -> Option<usize> {
+    Some(match kind {
+        0 | 8 | 9 => 0,
+        1..=4 => kind as usize,
+        5 => 6,
+        6 | 7 => 8,
+        12.. => usize::try_from((kind - 12) / 2).ok()?,
+        _ => return None,
+    })
+}
+
+/// An integer of a serial type.
+fn integer(kind: i64, bytes: &[u8]) -> Option<i64> {
+    match kind {
+        8 => Some(0),
+        9 => Some(1),
+        1..=6 => {
+            let negative = bytes.first()? & 0x80 != 0;
+            let start = if negative { -1 } else { 0 };
+            Some(bytes.iter().fold(start, |number, byte| (number << 8) | i64::from(*byte)))
+        }
+        _ => None,
+    }
+}
+
+/// A varint as SQLite writes it, and where it ends.
+fn varint(page: &[u8], at: usize) -> Option<(i64, usize)> {
+    let mut value = 0u64;
+    for place in 0..9 {
+        let byte = *page.get(at + place)?;
+        if place == 8 {
+            return Some(((value << 8 | u64::from(byte)) as i64, at + 9));
+        }
+        value = value << 7 | u64::from(byte & 0x7f);
+        if byte & 0x80 == 0 {
+            return Some((value as i64, at + place + 1));
+        }
+    }
+    None
+}
+
+fn u16_at(page: &[u8], at: usize) -> Option<u16> {
+    page.get(at..at + 2)?.first_chunk().map(|bytes| u16::from_be_bytes(*bytes))
+}
+
+fn u32_at(page: &[u8], at: usize) -> Option<u32> {
+    page.get(at..at + 4)?.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
+}

@@ -1,0 +1,439 @@
+//! One replica as all connections of a process see it: the newest view, and who looks for newer ones.
+//!
+//! - Connections take the newest view at the start of a transaction; a view never changes once it is published.
+//! - While somebody reads, a task asks for new files once an interval: one LIST of level 0 from the TXID after the newest. The next view comes
+//!   from the new files alone. A gap, or many new files, lead to a full look. After idleness the next reader waits for one fresh poll.
+//! - A file that has vanished leads to a new plan for the *same* TXID.
+//! - The number that page 1 carries as its change counter comes from here: one for each TXID's content, never used again for another.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use litestream_pageindex::{Listing, OpenFile, Plan, Target, View, find, open_file, replan_from};
+use litestream_storage::{Level, Replica, RetryPolicy, Scope};
+use ltx::{Commit, Timestamp, Txid};
+
+use crate::flight::Flight;
+use crate::process::Process;
+use crate::settings::Settings;
+use crate::{Error, Result};
+
+/// How long after the last transaction polling goes on, in intervals, and at least.
+const LINGER: u32 = 5;
+const SHORTEST_LINGER: Duration = Duration::from_secs(3);
+/// From so many files on, a view is planned anew: compaction will have merged most of them.
+const MANY_FILES: usize = 512;
+/// From so many new files on, planning anew is cheaper than reading them all.
+const MANY_NEW: usize = 64;
+/// For how many TXIDs the change counter is remembered; a TXID that is met again after that gets a fresh one.
+const COUNTERS: usize = 1 << 14;
+/// How long one request may be tried.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A view as it is shown to SQLite.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    pub(crate) view: View,
+    /// What stands as the change counter in page 1.
+    pub(crate) counter: u32,
+}
+
+/// See the module.
+pub(crate) struct Database {
+    pub(crate) process: &'static Process,
+    pub(crate) replica: Replica,
+    settings: Settings,
+    latest: Mutex<Option<Arc<Shown>>>,
+    polling: Mutex<Polling>,
+    counters: Mutex<ChangeCounters>,
+    polls: AtomicU64,
+}
+
+#[derive(Default)]
+struct Polling {
+    running: bool,
+    last_use: Option<Instant>,
+    last_success: Option<Instant>,
+    /// The newest TXID that the replica is known to hold, and its time.
+    newest: Option<(Txid, Timestamp)>,
+    failing: bool,
+}
+
+/// See [`Shown::counter`].
+struct ChangeCounters {
+    next: u32,
+    by_txid: HashMap<Txid, u32>,
+    order: VecDeque<Txid>,
+}
+
+impl ChangeCounters {
+    fn of(&mut self, txid: Txid) -> u32 {
+        if let Some(counter) = self.by_txid.get(&txid) {
+            return *counter;
+        }
+        self.next = self.next.wrapping_add(1);
+        self.by_txid.insert(txid, self.next);
+        self.order.push_back(txid);
+        if self.order.len() > COUNTERS
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.by_txid.remove(&oldest);
+        }
+        self.next
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Database {
+    /// The process's one database for these settings, opened.
+    ///
+    /// # Errors
+    /// Why it cannot be opened. Nothing is left behind then.
+    pub(crate) fn open(process: &'static Process, settings: &Settings) -> Result<Arc<Self>> {
+        let key = settings.key();
+        process.fetcher.allow(settings.cache_size);
+        let known = process.databases().get(&key).and_then(Weak::upgrade);
+        if let Some(database) = known {
+            return Ok(database);
+        }
+        let flight: Arc<Flight<Result<Arc<Self>>>> = Arc::default();
+        let (landing, settings) = (flight.clone(), settings.clone());
+        process.spawn(async move {
+            let mut guard = LandOnDrop { flight: landing, value: None };
+            guard.value = Some(Self::load(process, settings).await);
+        });
+        // Every request has its own bound.
+        let opened = flight.wait(None, &|| false).unwrap_or(Err(Error::Interrupted))?;
+        let mut databases = process.databases();
+        databases.retain(|_, database| database.strong_count() > 0);
+        if let Some(database) = databases.get(&key).and_then(Weak::upgrade) {
+            // Another thread was faster; what it shows is as good.
+            return Ok(database);
+        }
+        databases.insert(key, Arc::downgrade(&opened));
+        Ok(opened)
+    }
+
+    async fn load(process: &'static Process, settings: Settings) -> Result<Arc<Self>> {
+        let policy = RetryPolicy { total: PATIENCE, ..RetryPolicy::default() };
+        let replica = litestream_storage::open(&settings.replica, policy).await?;
+        let started = Instant::now();
+        let found = loop {
+            match find(&replica, Target::Latest).await {
+                Err(litestream_pageindex::Error::NoBackup { url }) => {
+                    let waited = started.elapsed();
+                    if waited + settings.poll_interval > settings.open_timeout {
+                        return Err(Error::Empty { url, waited: settings.open_timeout });
+                    }
+                    tokio::time::sleep(settings.poll_interval).await;
+                }
+                found => break found?,
+            }
+        };
+        let database = Arc::new(Self {
+            process,
+            replica,
+            settings,
+            latest: Mutex::default(),
+            polling: Mutex::default(),
+            counters: Mutex::new(ChangeCounters { next: 0, by_txid: HashMap::new(), order: VecDeque::new() }),
+            polls: AtomicU64::new(0),
+        });
+        let view = database.view_of(found.0, found.1, &[]).await?;
+        let (txid, time) = (view.txid(), view.time());
+        *lock(&database.latest) = Some(database.shown(view));
+        let mut polling = lock(&database.polling);
+        polling.last_success = Some(Instant::now());
+        polling.newest = Some((txid, time));
+        drop(polling);
+        Ok(database)
+    }
+
+    /// Opens the files of a plan, those that are known already from there. Files that vanish lead to a new plan for the same TXID.
+    async fn view_of(&self, plan: Plan, listing: Listing, known: &[Arc<OpenFile>]) -> Result<View> {
+        let replica = &self.replica;
+        let view = replan_from(replica, plan, listing, |plan, _| async move {
+            Box::pin(View::open_with(replica, &plan, known)).await
+        });
+        Ok(Box::pin(view).await?)
+    }
+
+    fn shown(&self, view: View) -> Arc<Shown> {
+        let counter = lock(&self.counters).of(view.txid());
+        Arc::new(Shown { view, counter })
+    }
+
+    /// The newest view, as far as it is known.
+    pub(crate) fn latest(&self) -> Result<Arc<Shown>> {
+        lock(&self.latest).clone().ok_or_else(|| Error::Worker("the database is not open".to_owned()))
+    }
+
+    /// The newest view for a transaction that begins now; after idleness, once the replica has been looked at again.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`]. Where the replica cannot be looked at, the view is what was known before, and the lag tells.
+    pub(crate) fn current(self: &Arc<Self>, stop: &dyn Fn() -> bool) -> Result<Arc<Shown>> {
+        let now = Instant::now();
+        let wait = {
+            let mut polling = lock(&self.polling);
+            polling.last_use = Some(now);
+            let fresh = polling.last_success.is_some_and(|last| now - last <= self.settings.poll_interval);
+            if polling.running {
+                None
+            } else {
+                polling.running = true;
+                let flight: Arc<Flight<()>> = Arc::default();
+                let (database, landing) = (Arc::downgrade(self), flight.clone());
+                let interval = self.settings.poll_interval;
+                self.process.spawn(async move {
+                    let landing = LandOnDrop { flight: landing, value: Some(()) };
+                    Self::follow(database, interval, fresh, landing).await;
+                });
+                (!fresh).then_some(flight)
+            }
+        };
+        if let Some(flight) = wait {
+            let deadline = now + self.settings.open_timeout;
+            if flight.wait(Some(deadline), stop).is_none() && stop() {
+                return Err(Error::Interrupted);
+            }
+        }
+        self.latest()
+    }
+
+    /// Polls once an interval, as long as somebody reads.
+    async fn follow(database: Weak<Self>, interval: Duration, mut skip: bool, first: LandOnDrop<()>) {
+        let mut first = Some(first);
+        loop {
+            let Some(this) = database.upgrade() else { return };
+            if !skip {
+                this.poll().await;
+            }
+            skip = false;
+            drop(first.take());
+            {
+                let mut polling = lock(&this.polling);
+                let linger = (interval * LINGER).max(SHORTEST_LINGER);
+                if polling.last_use.is_none_or(|last| last.elapsed() > linger) {
+                    polling.running = false;
+                    return;
+                }
+            }
+            drop(this);
+            tokio::time::sleep(interval).await;
+        }
+    }
+
+    /// Looks for newer files once. What goes wrong is noted and tried again with the next poll: the view before stays as good as it was.
+    async fn poll(&self) {
+        self.polls.fetch_add(1, Ordering::Relaxed);
+        let outcome = Box::pin(self.look()).await;
+        let mut polling = lock(&self.polling);
+        match outcome {
+            Ok(()) => {
+                polling.last_success = Some(Instant::now());
+                if polling.failing {
+                    tracing::warn!(url = %self.replica.url(), "following again");
+                }
+                polling.failing = false;
+            }
+            Err(error) => {
+                if !polling.failing {
+                    tracing::warn!(url = %self.replica.url(), %error, "cannot look for new transactions; trying again");
+                }
+                polling.failing = true;
+            }
+        }
+    }
+
+    async fn look(&self) -> Result<()> {
+        let before = self.latest()?;
+        let reached = before.view.txid();
+        let page = self.replica.list_page(Scope::Level(Level::ZERO), reached.next(), None).await?;
+        let Some(last) = page.files.last() else { return Ok(()) };
+        {
+            let mut polling = lock(&self.polling);
+            let time = last.object.time.unwrap_or(last.object.modified);
+            polling.newest = polling.newest.max(Some((last.name.max, time)));
+        }
+        let mut next = reached.next();
+        let contiguous = page.files.iter().all(|file| {
+            let follows = file.name.min == next;
+            next = file.name.max.next();
+            follows
+        });
+        let few = page.next.is_none() && page.files.len() <= MANY_NEW;
+        if contiguous && few && before.view.files().len() + page.files.len() < MANY_FILES {
+            let opens = page.files.iter().cloned().map(|file| {
+                let replica = self.replica.clone();
+                async move { open_file(&replica, &file).await.map(Arc::new) }
+            });
+            let opened = stream::iter(opens.collect::<Vec<_>>()).buffered(MANY_NEW);
+            match opened.try_collect::<Vec<_>>().await {
+                Ok(files) => return self.publish(before.view.derive(files)?),
+                // Compaction was faster: the full look below will find what took their place.
+                Err(error) if error.wants_new_plan() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let (plan, listing) = find(&self.replica, Target::Latest).await?;
+        if plan.txid <= reached && before.view.files().len() < MANY_FILES {
+            return Ok(());
+        }
+        self.publish(self.view_of(plan, listing, before.view.files()).await?)
+    }
+
+    /// Shows a view, unless a newer one is shown already.
+    fn publish(&self, view: View) -> Result<()> {
+        let shown = self.shown(view);
+        let mut latest = lock(&self.latest);
+        let known = latest.as_ref().map_or(Txid::ZERO, |known| known.view.txid());
+        if shown.view.txid() >= known {
+            let mut polling = lock(&self.polling);
+            polling.newest = polling.newest.max(Some((shown.view.txid(), shown.view.time())));
+            *latest = Some(shown);
+        }
+        Ok(())
+    }
+
+    /// Another view of the same TXID, after a file of the one that is given vanished or was replaced.
+    ///
+    /// # Errors
+    /// [`Error::Replaced`] where other content has taken the place of what was there; that the TXID is gone for good.
+    pub(crate) fn repair(self: &Arc<Self>, broken: &Shown, stop: &dyn Fn() -> bool) -> Result<Arc<Shown>> {
+        let (this, txid) = (self.clone(), broken.view.txid());
+        let known: Vec<Arc<OpenFile>> = broken.view.files().to_vec();
+        let (commit, counter) = (broken.view.commit(), broken.counter);
+        let repaired = self.wait_for(stop, async move {
+            let (plan, listing) = find(&this.replica, Target::Txid(txid)).await?;
+            let view = this.view_of(plan, listing, &known).await?;
+            same_content(&known, &view, commit)?;
+            Ok(view)
+        })?;
+        tracing::info!(%txid, "a file had vanished: reading the same transaction from others");
+        let shown = Arc::new(Shown { view: repaired, counter });
+        let mut latest = lock(&self.latest);
+        if latest.as_ref().is_some_and(|latest| latest.view.txid() == txid) {
+            *latest = Some(shown.clone());
+        }
+        Ok(shown)
+    }
+
+    /// The view of a moment or TXID.
+    ///
+    /// # Errors
+    /// That it does not exist, with what does.
+    pub(crate) fn at(self: &Arc<Self>, target: Target, stop: &dyn Fn() -> bool) -> Result<Arc<Shown>> {
+        let this = self.clone();
+        let known = self.latest()?.view.files().to_vec();
+        let view = self.wait_for(stop, async move {
+            let (plan, listing) = find(&this.replica, target).await?;
+            this.view_of(plan, listing, &known).await
+        })?;
+        Ok(self.shown(view))
+    }
+
+    /// Runs something on the runtime and waits for it here.
+    fn wait_for<T: Clone + Send + 'static>(
+        &self,
+        stop: &dyn Fn() -> bool,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let flight: Arc<Flight<Result<T>>> = Arc::default();
+        let landing = flight.clone();
+        let work = Box::pin(work);
+        self.process.spawn(async move {
+            let mut guard = LandOnDrop { flight: landing, value: None };
+            guard.value = Some(work.await);
+        });
+        flight.wait(None, stop).unwrap_or(Err(Error::Interrupted))
+    }
+
+    /// How many seconds a view is behind what the replica is known to hold; -1 before the replica has been looked at.
+    pub(crate) fn lag(&self, shown: &Shown) -> f64 {
+        let polling = lock(&self.polling);
+        let Some((newest, time)) = polling.newest else { return -1.0 };
+        let behind = if newest > shown.view.txid() { (time.0 - shown.view.time().0).max(1) as f64 / 1e3 } else { 0.0 };
+        // While nobody can look, the replica may hold anything.
+        let blind = match polling.last_success {
+            Some(last) if polling.failing => last.elapsed().as_secs_f64(),
+            _ => 0.0,
+        };
+        behind.max(blind)
+    }
+
+    /// Counters by name.
+    pub(crate) fn stats(&self) -> Vec<(&'static str, u64)> {
+        let stats = self.replica.stats();
+        let fetcher = &self.process.fetcher;
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let latest = lock(&self.latest).clone();
+        let (files, index) =
+            latest.map_or((0, 0), |shown| (shown.view.files().len() as u64, shown.view.index_memory() as u64));
+        vec![
+            ("lists", stats.lists),
+            ("gets", stats.gets),
+            ("heads", stats.heads),
+            ("puts", stats.puts),
+            ("retries", stats.retries),
+            ("bytes_read", stats.bytes_read),
+            ("bytes_written", stats.bytes_written),
+            ("polls", count(&self.polls)),
+            ("cache_hits", count(&fetcher.counters.hits)),
+            ("cache_misses", count(&fetcher.counters.misses)),
+            ("cache_bytes", fetcher.cached_bytes()),
+            ("pages_prefetched", count(&fetcher.counters.prefetched)),
+            ("requests_hedged", count(&fetcher.counters.hedged)),
+            ("files", files),
+            ("index_bytes", index),
+        ]
+    }
+}
+
+/// Whether another view of a TXID holds what the one before did: a file that has the same TXIDs must have the same content.
+fn same_content(before: &[Arc<OpenFile>], view: &View, commit: Commit) -> Result<()> {
+    let replaced = |file: &OpenFile| Err(Error::Replaced { key: file.key().clone() });
+    for file in view.files() {
+        let twin = before.iter().find(|known| known.info.level == file.info.level && known.info.name == file.info.name);
+        if twin.is_some_and(|twin| twin.trailer.file_checksum != file.trailer.file_checksum) {
+            return replaced(file);
+        }
+    }
+    match view.files().last() {
+        Some(last) if view.commit() != commit => replaced(last),
+        _ => Ok(()),
+    }
+}
+
+/// Brings a value when it goes, whatever the reason; without one, those who wait are told that nothing will come.
+struct LandOnDrop<T: Gone + Clone> {
+    flight: Arc<Flight<T>>,
+    value: Option<T>,
+}
+
+/// What stands for "nothing will come".
+trait Gone {
+    fn gone() -> Self;
+}
+
+impl Gone for () {
+    fn gone() -> Self {}
+}
+
+impl<T> Gone for Result<T> {
+    fn gone() -> Self {
+        Err(Error::Worker("a task was given up: this is a bug, please report it".to_owned()))
+    }
+}
+
+impl<T: Gone + Clone> Drop for LandOnDrop<T> {
+    fn drop(&mut self) {
+        self.flight.land(self.value.take().unwrap_or_else(T::gone));
+    }
+}

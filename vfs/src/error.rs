@@ -1,0 +1,87 @@
+//! Why a database cannot be opened or read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+/// This crate's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a database cannot be opened or read. Shared by all who waited for the same request.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A setting cannot be used.
+    #[error("{name}: {why}")]
+    Setting {
+        /// The URI parameter or environment variable.
+        name: String,
+        /// What is wrong with its value.
+        why: String,
+    },
+    /// Nothing says where the replica is.
+    #[error(
+        "{path}: no replica is known for it: add &replica_url=s3://BUCKET/PATH to the file: URI, set LITESTREAM_REPLICA_URL, or list the database in the configuration file ({config})"
+    )]
+    NoReplica {
+        /// The database's name.
+        path: String,
+        /// Where a configuration was looked for.
+        config: String,
+    },
+    /// The replica stayed empty.
+    #[error("{url}: the replica is empty, and stayed so for {} s: replicate a database to it first, or set open_timeout", waited.as_secs_f64())]
+    Empty {
+        /// The replica.
+        url: Arc<str>,
+        /// How long that was waited for.
+        waited: Duration,
+    },
+    /// The replica cannot give what was asked for.
+    #[error(transparent)]
+    Replica(Arc<litestream_pageindex::Error>),
+    /// A moment could not be understood or reached.
+    #[error("{0}")]
+    Time(String),
+    /// A page's file has been replaced by another one.
+    #[error(
+        "{key}: another object has taken its place, with other content: the replica was changed by hand, or by two writers"
+    )]
+    Replaced {
+        /// The object.
+        key: Arc<str>,
+    },
+    /// Not while a transaction runs.
+    #[error("{0} cannot change inside a transaction: COMMIT or ROLLBACK first")]
+    InTransaction(&'static str),
+    /// The database cannot be written.
+    #[error("{0}")]
+    ReadOnly(&'static str),
+    /// The host told the query to stop.
+    #[error("interrupted")]
+    Interrupted,
+    /// The runtime behind all this is gone or cannot be made.
+    #[error("{0}")]
+    Worker(String),
+    /// The connection was opened before a fork.
+    #[error("this connection was opened by the parent process: open a new one after fork")]
+    Forked,
+}
+
+impl From<litestream_pageindex::Error> for Error {
+    fn from(error: litestream_pageindex::Error) -> Self {
+        Self::Replica(Arc::new(error))
+    }
+}
+
+impl From<litestream_storage::Error> for Error {
+    fn from(error: litestream_storage::Error) -> Self {
+        litestream_pageindex::Error::from(error).into()
+    }
+}
+
+impl Error {
+    /// Whether files are gone or others than listed, so that a new plan for the same TXID may help.
+    pub(crate) fn wants_new_plan(&self) -> bool {
+        matches!(self, Self::Replica(error) if error.wants_new_plan())
+    }
+}

@@ -1,0 +1,148 @@
+//! How one database is to be opened: from the URI, else from the environment, else the default.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use litestream_config::units::parse_duration;
+use litestream_config::{Config, LoadError};
+use litestream_storage::config::{Location, ReplicaConfig, is_url, parse_size};
+
+use crate::{Error, Result};
+
+/// What SQLite says about a database that is opened: its name and the parameters behind it.
+pub(crate) struct Parameters<'a> {
+    path: String,
+    lookup: Box<dyn Fn(&str) -> Option<String> + 'a>,
+}
+
+/// Where a value was found, for messages, and the value.
+type Found = (String, String);
+
+impl<'a> Parameters<'a> {
+    /// `uri` looks a parameter up.
+    pub(crate) fn new(path: String, uri: impl Fn(&str) -> Option<String> + 'a) -> Self {
+        Self { path, lookup: Box::new(uri) }
+    }
+
+    /// A value from the URI.
+    fn uri(&self, key: &str) -> Option<Found> {
+        (self.lookup)(key).filter(|value| !value.is_empty()).map(|value| (key.to_owned(), value))
+    }
+
+    /// A value from the URI, else from the environment.
+    fn find(&self, key: &str) -> Option<Found> {
+        self.uri(key).or_else(|| {
+            let name = format!("LITESTREAM_{}", key.to_ascii_uppercase());
+            env(&name).map(|value| (name, value))
+        })
+    }
+
+    fn duration(&self, key: &str, default: Duration) -> Result<Duration> {
+        let Some((name, value)) = self.find(key) else { return Ok(default) };
+        parse_duration(&value).map_err(|error| Error::Setting { name, why: error.to_string() })
+    }
+
+    /// A switch of SQLite's own URI language.
+    fn flag(&self, key: &str) -> bool {
+        self.uri(key).is_some_and(|(_, value)| {
+            matches!(value.to_ascii_lowercase().as_str(), "1" | "yes" | "true" | "on")
+                || value.parse::<i64>().is_ok_and(|number| number != 0)
+        })
+    }
+}
+
+fn env(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// How one database is to be opened.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// Where its replica is.
+    pub(crate) replica: ReplicaConfig,
+    /// How often to look for new transactions while somebody reads. Default 1 s.
+    pub(crate) poll_interval: Duration,
+    /// How long to wait for an empty replica's first transaction. Default 10 s.
+    pub(crate) open_timeout: Duration,
+    /// How many bytes of pages the process keeps in memory. Default 64 MiB.
+    pub(crate) cache_size: u64,
+    /// The moment or TXID to stay at, as written.
+    pub(crate) at: Option<String>,
+    /// Whether SQLite will never lock the file (`immutable=1`, `nolock=1`): the view is then taken once.
+    pub(crate) unlocked: bool,
+}
+
+impl Settings {
+    /// Reads all settings.
+    ///
+    /// # Errors
+    /// [`Error::Setting`], which names the parameter or variable, and [`Error::NoReplica`].
+    pub(crate) fn read(parameters: &Parameters<'_>) -> Result<Self> {
+        let cache_size = match parameters.find("cache_size") {
+            None => 64 << 20,
+            // Litestream's own is a number of bytes, with or without a unit.
+            Some((name, value)) => parse_size(&value).map_err(|why| Error::Setting { name, why })?,
+        };
+        for key in ["write_enabled", "hydration_enabled"] {
+            if let Some((name, value)) = parameters.find(key)
+                && !matches!(value.to_ascii_lowercase().as_str(), "0" | "no" | "false" | "off")
+            {
+                let why = format!("`{value}`: this version opens replicas for reading only, without hydration");
+                return Err(Error::Setting { name, why });
+            }
+        }
+        Ok(Self {
+            replica: replica(parameters)?,
+            poll_interval: parameters.duration("poll_interval", Duration::from_secs(1))?.max(Duration::from_millis(10)),
+            open_timeout: parameters.duration("open_timeout", Duration::from_secs(10))?,
+            cache_size,
+            at: parameters.uri("at").map(|(_, value)| value),
+            unlocked: parameters.flag("immutable") || parameters.flag("nolock"),
+        })
+    }
+
+    /// What makes this database another one than others of the process.
+    pub(crate) fn key(&self) -> String {
+        let secret = match &self.replica.location {
+            Location::S3(s3) => format!(
+                "{:?} {:?} {:?}",
+                s3.access_key_id,
+                s3.secret_access_key.as_ref().map(litestream_storage::config::Secret::expose),
+                s3.region
+            ),
+            _ => String::new(),
+        };
+        format!("{}\n{secret}\n{:?} {:?}", self.replica.url(), self.poll_interval, self.open_timeout)
+    }
+}
+
+/// Where the replica is: `replica_url`, `LITESTREAM_REPLICA_URL`, a name that is itself a URL, or the configuration file.
+fn replica(parameters: &Parameters<'_>) -> Result<ReplicaConfig> {
+    let written = parameters.find("replica_url");
+    let written =
+        written.or_else(|| is_url(&parameters.path).then(|| ("file name".to_owned(), parameters.path.clone())));
+    if let Some((name, value)) = written {
+        let wrong = |error: litestream_storage::config::ConfigError| Error::Setting {
+            name: name.clone(),
+            why: error.to_string(),
+        };
+        let mut config = ReplicaConfig::from_url(&value).map_err(wrong)?;
+        config.apply_env(env).map_err(wrong)?;
+        config.validate().map_err(wrong)?;
+        return Ok(config);
+    }
+    let (path, named) = litestream_config::locate(None, &env);
+    let unknown = || Error::NoReplica { path: parameters.path.clone(), config: path.display().to_string() };
+    let config = match Config::load(&path, true, &env) {
+        Ok(config) => config,
+        Err(LoadError::NotFound(_)) if !named => return Err(unknown()),
+        Err(error) => return Err(Error::Setting { name: "LITESTREAM_CONFIG".to_owned(), why: error.to_string() }),
+    };
+    let database = absolute(Path::new(&parameters.path));
+    let found = config.find_db(&database).and_then(|database| database.replicas.into_iter().next());
+    found.map(|replica| replica.config).ok_or_else(unknown)
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
