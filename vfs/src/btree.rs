@@ -31,13 +31,14 @@ const SAME_KEY: usize = 256;
 /// How deep trees are at most.
 const DEEPEST: usize = 20;
 
+/// Gives a page that is in memory.
+pub(crate) type Peek<'a> = dyn Fn(u32) -> Option<Bytes> + 'a;
+
 /// A page with children.
 struct Node {
     children: Arc<[u32]>,
     /// Of a table: the largest row id under each child but the last.
     rows: Box<[i64]>,
-    /// Whether the children are leaves, once one of them has been seen.
-    leaves: Option<bool>,
     /// The page's memory: the same memory holds the same page.
     page: Bytes,
 }
@@ -65,6 +66,8 @@ pub(crate) struct Predictor {
     nodes: HashMap<u32, Node>,
     /// Each child's parent and place.
     parents: HashMap<u32, (u32, u32)>,
+    /// How deep the leaves of each tree lie, by its root page.
+    leaves_at: HashMap<u32, usize>,
     /// The root page of each index's table, by the index's root page.
     tables: HashMap<u32, u32>,
     /// Root pages of tables, by name, and of indexes, by table's name, as the schema names them.
@@ -85,18 +88,18 @@ struct Schema {
 }
 
 impl Predictor {
-    /// What to fetch together with a page that has to be fetched now.
-    pub(crate) fn before(&mut self, pgno: u32) -> Vec<u32> {
-        let mut ahead = self.rows_of_index(pgno);
+    /// What to fetch together with a page that has to be fetched now. `peek` gives pages that are in memory already.
+    pub(crate) fn before(&mut self, pgno: u32, peek: &Peek<'_>) -> Vec<u32> {
+        let mut ahead = self.rows_of_index(pgno, peek);
         if self.follows(pgno) {
             // Counted when the page is seen; but its followers may as well come with it.
-            ahead.extend(self.next_window(pgno, self.side_by_side + 1));
+            ahead.extend(self.next_window(pgno, self.side_by_side + 1, peek));
         }
         ahead
     }
 
     /// Takes note of a page that was read, and says what to fetch now.
-    pub(crate) fn after(&mut self, pgno: u32, page: &Bytes) -> Vec<u32> {
+    pub(crate) fn after(&mut self, pgno: u32, page: &Bytes, peek: &Peek<'_>) -> Vec<u32> {
         if self.nodes.get(&pgno).is_some_and(|node| node.page.as_ptr() == page.as_ptr()) {
             return Vec::new();
         }
@@ -108,22 +111,21 @@ impl Predictor {
             *self = Self { usable: self.usable, ..Self::default() };
         }
         let known = self.parents.get(&pgno).copied();
-        if let Some((parent, _)) = known
-            && let Some(node) = self.nodes.get_mut(&parent)
-        {
-            node.leaves = Some(tree.is_leaf);
-        }
         if !tree.is_leaf {
             self.remember(pgno, page, &tree);
             return known.map(|(parent, place)| self.level(parent, place)).unwrap_or_default();
         }
-        if self.root_of(pgno) == 1 {
+        let (root, depth) = self.root_and_depth(pgno);
+        if known.is_some() {
+            self.leaves_at.insert(root, depth);
+        }
+        if root == 1 {
             self.read_schema(page, &tree);
         }
         if !tree.is_table && self.index_leaf.as_ref().is_none_or(|leaf| leaf.pgno != pgno) {
             self.index_leaf = Some(IndexLeaf { pgno, page: page.clone(), entries: OnceCell::new(), led: 0 });
         }
-        self.leaf_was_read(pgno)
+        self.leaf_was_read(pgno, peek)
     }
 
     /// The pages of one level around a page that turned out to have children.
@@ -145,18 +147,24 @@ impl Predictor {
         for (place, child) in (0..).zip(&children) {
             self.parents.insert(*child, (pgno, place));
         }
-        let leaves = children.iter().any(|child| self.nodes.contains_key(child)).then_some(false);
-        self.nodes.insert(pgno, Node { children: children.into(), rows: rows.into(), leaves, page: page.clone() });
+        self.nodes.insert(pgno, Node { children: children.into(), rows: rows.into(), page: page.clone() });
     }
 
-    fn root_of(&self, mut pgno: u32) -> u32 {
-        for _ in 0..DEEPEST {
+    /// The root of the tree that a page is in, and how far below it the page is.
+    fn root_and_depth(&self, mut pgno: u32) -> (u32, usize) {
+        for depth in 0..DEEPEST {
             match self.parents.get(&pgno) {
                 Some((parent, _)) => pgno = *parent,
-                None => break,
+                None => return (pgno, depth),
             }
         }
-        pgno
+        (pgno, DEEPEST)
+    }
+
+    /// Whether a page is a leaf: a tree's leaves all lie equally deep. `None` where none of them has been seen yet.
+    fn is_leaf(&self, pgno: u32) -> Option<bool> {
+        let (root, depth) = self.root_and_depth(pgno);
+        self.leaves_at.get(&root).map(|leaves| *leaves == depth)
     }
 
     /// Whether a page stands right behind the leaf that was read last.
@@ -164,7 +172,7 @@ impl Predictor {
         self.last_leaf != 0 && self.following(self.last_leaf).next() == Some(pgno)
     }
 
-    fn leaf_was_read(&mut self, pgno: u32) -> Vec<u32> {
+    fn leaf_was_read(&mut self, pgno: u32, peek: &Peek<'_>) -> Vec<u32> {
         if pgno == self.last_leaf {
             return Vec::new();
         }
@@ -175,19 +183,45 @@ impl Predictor {
             (self.side_by_side, self.ahead, self.window) = (0, 0, 0);
         }
         self.last_leaf = pgno;
-        self.next_window(pgno, self.side_by_side)
+        self.next_window(pgno, self.side_by_side, peek)
     }
 
     /// The next leaves of a scan, once it is one and they are due.
-    fn next_window(&mut self, pgno: u32, side_by_side: u32) -> Vec<u32> {
+    fn next_window(&mut self, pgno: u32, side_by_side: u32, peek: &Peek<'_>) -> Vec<u32> {
         if side_by_side < 1 || self.ahead > self.window / 2 {
             return Vec::new();
         }
         let largest = (WINDOW_BYTES / self.usable.max(512)).min(LARGEST_WINDOW);
         self.window = if self.window == 0 { FIRST_WINDOW } else { self.window * 4 }.min(largest);
-        let next: Vec<u32> = self.following(pgno).skip(self.ahead).take(self.window).collect();
-        self.ahead += next.len();
-        next
+        loop {
+            let next: Vec<u32> = self.following(pgno).skip(self.ahead).take(self.window).collect();
+            match next.last() {
+                // Not a leaf but the page above the next ones, which may have been fetched, and not read, before.
+                Some(last) if self.is_leaf(*last) == Some(false) => {
+                    if !self.learn(*last, peek) {
+                        self.ahead += next.len() - 1;
+                        return next;
+                    }
+                }
+                _ => {
+                    self.ahead += next.len();
+                    return next;
+                }
+            }
+        }
+    }
+
+    /// Remembers the children of a page that is in memory. Whether there is more to know then.
+    fn learn(&mut self, pgno: u32, peek: &Peek<'_>) -> bool {
+        if self.nodes.contains_key(&pgno) {
+            return false;
+        }
+        let Some(page) = peek(pgno) else { return false };
+        match TreePage::parse(&page, pgno) {
+            Some(tree) if !tree.is_leaf => self.remember(pgno, &page, &tree),
+            _ => return false,
+        }
+        true
     }
 
     /// The leaves behind a leaf; where the page above the next ones is not known yet, that page, and then no more.
@@ -208,7 +242,7 @@ impl Predictor {
                             under = (child, 0);
                             child = *node.children.first()?;
                         }
-                        let is_leaf = self.nodes.get(&under.0)?.leaves != Some(false);
+                        let is_leaf = self.is_leaf(child) != Some(false);
                         at = is_leaf.then_some(under);
                         return Some(child);
                     }
@@ -220,9 +254,10 @@ impl Predictor {
     }
 
     /// Where the page that is wanted lies on the way to a row that the last index leaf names: the pages on the way to the others.
-    fn rows_of_index(&mut self, pgno: u32) -> Vec<u32> {
+    fn rows_of_index(&mut self, pgno: u32, peek: &Peek<'_>) -> Vec<u32> {
+        self.learn_the_way(peek);
         let Some(leaf) = &self.index_leaf else { return Vec::new() };
-        let Some(root) = self.tables.get(&self.root_of(leaf.pgno)).copied() else { return Vec::new() };
+        let Some(root) = self.tables.get(&self.root_and_depth(leaf.pgno).0).copied() else { return Vec::new() };
         let entries = leaf.entries.get_or_init(|| {
             TreePage::parse(&leaf.page, leaf.pgno)
                 .map(|tree| tree.rows_of_keys(&leaf.page, self.usable))
@@ -230,10 +265,11 @@ impl Predictor {
         });
         let on_the_way: Vec<u32> = entries.iter().map(|entry| self.descend(root, entry.row)).collect();
         let Some(at) = on_the_way.iter().position(|page| *page == pgno) else { return Vec::new() };
-        let leaves = self.parents.get(&pgno).and_then(|(parent, _)| self.nodes.get(parent)?.leaves);
         let mut seen = HashSet::from([pgno]);
-        if leaves != Some(true) {
-            return on_the_way.iter().copied().filter(|page| seen.insert(*page)).take(LEVEL).collect();
+        if self.is_leaf(pgno) != Some(true) {
+            let (before, behind) = on_the_way.split_at(at);
+            let pages = behind.iter().chain(before.iter().rev()).copied();
+            return pages.filter(|page| seen.insert(*page)).take(LEVEL).collect();
         }
         let same = entries[at..].iter().take_while(|entry| leaf.same_key(entry, &entries[at])).count();
         // Each further row is a reason to believe in more.
@@ -247,6 +283,21 @@ impl Predictor {
             leaf.led += 1;
         }
         ahead
+    }
+
+    /// Remembers the pages on the way to the rows of the last index leaf that have been fetched, and not read, before.
+    fn learn_the_way(&mut self, peek: &Peek<'_>) {
+        for _ in 0..DEEPEST {
+            let Some(leaf) = &self.index_leaf else { return };
+            let Some(root) = self.tables.get(&self.root_and_depth(leaf.pgno).0).copied() else { return };
+            let on_the_way: HashSet<u32> =
+                leaf.entries(self.usable).iter().map(|entry| self.descend(root, entry.row)).collect();
+            let inner = on_the_way.into_iter().filter(|page| self.is_leaf(*page) != Some(true)).collect::<Vec<_>>();
+            // Not `any`: all of them are to be looked at.
+            if inner.into_iter().filter(|page| self.learn(*page, peek)).count() == 0 {
+                return;
+            }
+        }
     }
 
     /// The lowest page that is known on the way to a row.
@@ -290,6 +341,11 @@ impl Predictor {
 }
 
 impl IndexLeaf {
+    fn entries(&self, usable: usize) -> &[RowOfKey] {
+        let read = || TreePage::parse(&self.page, self.pgno).map(|tree| tree.rows_of_keys(&self.page, usable));
+        self.entries.get_or_init(|| read().unwrap_or_default())
+    }
+
     fn same_key(&self, one: &RowOfKey, other: &RowOfKey) -> bool {
         let bytes = |range: &Range<usize>| self.page.get(range.clone());
         bytes(&one.types) == bytes(&other.types) && bytes(&one.values) == bytes(&other.values)

@@ -180,7 +180,7 @@ impl Connection {
             }
         };
         let Some(page) = page else { return Ok(None) };
-        let ahead = self.predictor.after(pgno.get(), &page);
+        let ahead = self.predictor.after(pgno.get(), &page, &|page| in_memory(&self.database, shown, page));
         self.prefetch(shown, &ahead);
         if pgno == Pgno::ONE {
             let page = first_page(&page, shown.counter);
@@ -204,8 +204,8 @@ impl Connection {
         if !self.database.process.is_this() {
             return Err(Error::Forked);
         }
-        let ahead = self.predictor.before(pgno.get());
-        let ahead = wanted_pages(shown, &ahead);
+        let (database, predictor) = (&self.database, &mut self.predictor);
+        let ahead = || wanted_pages(shown, &predictor.before(pgno.get(), &|page| in_memory(database, shown, page)));
         fetcher.get(self.database.process, &self.database.replica, &wanted, ahead, stop).map(Some)
     }
 
@@ -303,6 +303,15 @@ fn travel(database: &Arc<Database>, text: &str, stop: &dyn Fn() -> bool) -> Resu
 
 fn rfc3339(time: Timestamp) -> String {
     jiff::Timestamp::from_millisecond(time.0).map_or_else(|_| time.to_string(), |time| format!("{time:.3}"))
+}
+
+/// A page that need not be fetched.
+fn in_memory(database: &Database, shown: &Shown, page: u32) -> Option<Bytes> {
+    let place = shown.view.locate(Pgno::new(page)?)?;
+    if let Some(bytes) = place.file.at_hand(&place.frame) {
+        return decode(place.file, &place.frame, bytes).ok();
+    }
+    database.process.fetcher.cached(&Wanted { file: place.file.clone(), entry: place.frame })
 }
 
 fn wanted_pages(shown: &Shown, pages: &[u32]) -> Vec<Wanted> {

@@ -130,7 +130,7 @@ impl Fetcher {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A page, from memory or from the replica; `ahead` is fetched too, where it is not there yet, but not waited for.
+    /// A page, from memory or from the replica. Where a request is needed, `ahead` is asked what else to fetch; that is not waited for.
     ///
     /// # Errors
     /// As the replica says; [`Error::Interrupted`].
@@ -139,10 +139,12 @@ impl Fetcher {
         process: &'static Process,
         replica: &Replica,
         wanted: &Wanted,
-        ahead: Vec<Wanted>,
+        ahead: impl FnOnce() -> Vec<Wanted>,
         stop: &dyn Fn() -> bool,
     ) -> Landed {
         self.counters.misses.fetch_add(1, Ordering::Relaxed);
+        let under_way = self.flights().contains_key(&wanted.key());
+        let ahead = if under_way { Vec::new() } else { ahead() };
         let (flight, ours) = self.start(process, replica, Some(wanted), ahead);
         match flight.wait(None, stop) {
             Some(Err(error)) if !ours && !matches!(error, Error::Interrupted) => {

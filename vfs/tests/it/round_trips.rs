@@ -1,0 +1,127 @@
+//! How many requests have to wait for each other, on a store that takes 30 ms for each: the depth, not the time, so that a slow machine fails
+//! nothing.
+
+use std::time::Duration;
+
+use litestream_fixtures::db::DbOptions;
+use litestream_storage::Level;
+use rusqlite::Connection;
+
+use super::common::{World, text};
+
+const LATENCY: Duration = Duration::from_millis(30);
+
+/// A database of 15 MB as a snapshot and so many transactions of a few rows.
+fn world(transactions: u32) -> World {
+    let mut world = World::built(&DbOptions { bytes: 15 << 20, tables: 1, ..DbOptions::default() });
+    world
+        .source
+        .execute_batch(
+            "CREATE TABLE parts(id INTEGER PRIMARY KEY, whole INTEGER); CREATE INDEX parts_whole ON parts(whole)",
+        )
+        .unwrap();
+    // Each of the 20 parts of a whole lies on a page of its own.
+    world
+        .source
+        .execute_batch(
+            "
+        WITH RECURSIVE n(i) AS (VALUES(0) UNION ALL SELECT i + 1 FROM n WHERE i < 19999)
+        INSERT INTO parts SELECT i, i % 1000 FROM n",
+        )
+        .unwrap();
+    world.put(Level::SNAPSHOT);
+    for number in 0..transactions {
+        let id = (u64::from(number) * 7919) % 5000;
+        world.commit(&format!("UPDATE t0 SET number = number + 1 WHERE id IN ({id}, {id} + 1, {id} + 2)"));
+    }
+    // Sending 300 requests takes a debug build longer than 30 ms, and what is sent after the first answer counts as a further round trip.
+    world.server.set_latency(if transactions < 10 { LATENCY } else { LATENCY * 10 });
+    world.server.reset_stats();
+    world
+}
+
+fn rows(world: &World) -> u32 {
+    world.source.query_row("SELECT max(id) FROM t0", [], |row| row.get(0)).unwrap()
+}
+
+/// Depth and bytes of what a query asks for beyond what was asked for before it.
+fn cost(world: &World, work: impl FnOnce()) -> (u64, u64) {
+    world.server.reset_stats();
+    work();
+    let stats = world.server.stats();
+    for request in world.server.requests() {
+        println!("  {} {} {:?} {}", request.depth, request.key_or_prefix, request.range, request.bytes_out);
+    }
+    (stats.depth, stats.bytes_out)
+}
+
+fn opens_and_looks_up(files: u32, at_most: u64) {
+    let world = world(files - 1);
+    let id = rows(&world) / 2;
+    let sql = format!("SELECT key || number FROM t0 WHERE id = {id}");
+    let expected = text(&world.source, &sql).unwrap();
+    let mut connection = None;
+    let (depth, bytes) = cost(&world, || {
+        let opened = world.open("&poll_interval=1h").unwrap();
+        assert_eq!(text(&opened, &sql).unwrap(), expected);
+        connection = Some(opened);
+    });
+    println!("{files} files: open and point lookup: depth {depth}, {bytes} bytes");
+    assert!(depth <= at_most, "{depth} round trips");
+    // Once everything is open, what another lookup fetches.
+    let connection = connection.unwrap();
+    let (depth, bytes) = cost(&world, || {
+        let sql = format!("SELECT key || number FROM t0 WHERE id = {}", id / 3);
+        assert_eq!(text(&connection, &sql).unwrap(), text(&world.source, &sql).unwrap());
+    });
+    println!("{files} files: another point lookup: depth {depth}, {bytes} bytes");
+    assert!(depth <= 3 && bytes <= 256 << 10, "depth {depth}, {bytes} bytes");
+}
+
+#[test]
+fn opening_3_files_and_looking_up_a_row_takes_5_round_trips() {
+    opens_and_looks_up(3, 5);
+}
+
+#[test]
+fn opening_302_files_and_looking_up_a_row_takes_6_round_trips() {
+    opens_and_looks_up(302, 6);
+}
+
+fn index_lookup(connection: &Connection, whole: u32) -> String {
+    text(connection, &format!("SELECT group_concat(id) FROM parts WHERE whole = {whole}")).unwrap()
+}
+
+#[test]
+fn twenty_rows_by_index_take_4_further_round_trips() {
+    let world = world(2);
+    let connection = world.open("&poll_interval=1h").unwrap();
+    text(&connection, "SELECT key FROM t0 WHERE id = 100").unwrap();
+    let rows = "FROM t0 WHERE key BETWEEN '5' AND '502'";
+    println!("{} rows", text(&world.source, &format!("SELECT count(*) {rows}")).unwrap());
+    let (depth, bytes) = cost(&world, || {
+        // Not a covering index: the rows are fetched from the table.
+        let sql = format!("SELECT sum(number) || min(body) {rows}");
+        assert_eq!(text(&connection, &sql).unwrap(), text(&world.source, &sql).unwrap());
+    });
+    println!("rows by a range of an index: depth {depth}, {bytes} bytes");
+    assert!(depth <= 4, "{depth} round trips");
+    let (depth, bytes) = cost(&world, || {
+        assert_eq!(index_lookup(&connection, 500), index_lookup(&world.source, 500));
+    });
+    println!("20 rows with one key: depth {depth}, {bytes} bytes");
+    assert!(depth <= 4, "{depth} round trips");
+}
+
+#[test]
+fn a_scan_of_15_mb_takes_few_round_trips() {
+    let world = world(2);
+    let connection = world.open("&poll_interval=1h").unwrap();
+    text(&connection, "SELECT key FROM t0 WHERE id = 1").unwrap();
+    let sql = "SELECT count(*) || ' ' || sum(length(body)) FROM t0";
+    let expected = text(&world.source, sql).unwrap();
+    let (depth, bytes) = cost(&world, || assert_eq!(text(&connection, sql).unwrap(), expected));
+    let stats = text(&connection, "PRAGMA litestream_stats").unwrap();
+    println!("scan: depth {depth}, {bytes} bytes\n{stats}");
+    assert!(depth <= 14, "{depth} round trips");
+}
