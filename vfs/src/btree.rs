@@ -39,8 +39,8 @@ struct Node {
     children: Arc<[u32]>,
     /// Of a table: the largest row id under each child but the last.
     rows: Box<[i64]>,
-    /// The page's memory: the same memory holds the same page.
-    page: Bytes,
+    /// Where the page lay in memory: the same place mostly means the same page, and nothing worse than a wrong guess comes of it otherwise.
+    seen_at: usize,
 }
 
 /// An index leaf, as the rows that it names.
@@ -100,7 +100,7 @@ impl Predictor {
 
     /// Takes note of a page that was read, and says what to fetch now.
     pub(crate) fn after(&mut self, pgno: u32, page: &Bytes, peek: &Peek<'_>) -> Vec<u32> {
-        if self.nodes.get(&pgno).is_some_and(|node| node.page.as_ptr() == page.as_ptr()) {
+        if self.nodes.get(&pgno).is_some_and(|node| node.seen_at == page.as_ptr().addr()) {
             return Vec::new();
         }
         let Some(tree) = TreePage::parse(page, pgno) else { return Vec::new() };
@@ -113,6 +113,14 @@ impl Predictor {
         let known = self.parents.get(&pgno).copied();
         if !tree.is_leaf {
             self.remember(pgno, page, &tree);
+            if pgno == 1 {
+                // The schema is read whole when a connection begins.
+                return self
+                    .nodes
+                    .get(&1)
+                    .map(|node| node.children.iter().take(LEVEL).copied().collect())
+                    .unwrap_or_default();
+            }
             return known.map(|(parent, place)| self.level(parent, place)).unwrap_or_default();
         }
         let (root, depth) = self.root_and_depth(pgno);
@@ -141,13 +149,13 @@ impl Predictor {
             && *node.children == *children
             && *node.rows == *rows
         {
-            node.page = page.clone();
+            node.seen_at = page.as_ptr().addr();
             return;
         }
         for (place, child) in (0..).zip(&children) {
             self.parents.insert(*child, (pgno, place));
         }
-        self.nodes.insert(pgno, Node { children: children.into(), rows: rows.into(), page: page.clone() });
+        self.nodes.insert(pgno, Node { children: children.into(), rows: rows.into(), seen_at: page.as_ptr().addr() });
     }
 
     /// The root of the tree that a page is in, and how far below it the page is.

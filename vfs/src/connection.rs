@@ -33,6 +33,8 @@ pub(crate) struct Connection {
     fixed: Option<Fixed>,
     predictor: Predictor,
     page_1: Option<(u32, Bytes)>,
+    /// How often SQLite has asked for bytes.
+    reads: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +72,7 @@ impl Connection {
             Some(_) => Some(Fixed::At),
             None => settings.unlocked.then_some(Fixed::Unlocked),
         };
-        Ok(Self { database, pinned: None, travelled, fixed, predictor: Predictor::default(), page_1: None })
+        Ok(Self { database, pinned: None, travelled, fixed, predictor: Predictor::default(), page_1: None, reads: 0 })
     }
 
     /// Whether the database can never be written, nor leave its moment.
@@ -122,6 +124,17 @@ impl Connection {
         }
     }
 
+    /// What a transaction that began now would see; to ask for that counts as reading.
+    fn fresh(&self, stop: &dyn Fn() -> bool) -> Result<Arc<Shown>> {
+        if self.pinned.is_some() || self.travelled.is_some() {
+            return self.shown();
+        }
+        if !self.database.process.is_this() {
+            return Err(Error::Forked);
+        }
+        self.database.current(stop)
+    }
+
     /// The database's size in bytes.
     pub(crate) fn size(&self) -> u64 {
         self.shown().map_or(0, |shown| shown.view.commit().bytes(shown.view.page_size()))
@@ -132,6 +145,7 @@ impl Connection {
     /// # Errors
     /// As the replica says; [`Error::Interrupted`], [`Error::Forked`].
     pub(crate) fn read(&mut self, into: &mut [u8], offset: u64, stop: &dyn Fn() -> bool) -> Result<usize> {
+        self.reads += 1;
         let mut shown = self.shown()?;
         let size = u64::from(shown.view.page_size().get());
         let len = shown.view.commit().bytes(shown.view.page_size());
@@ -224,14 +238,14 @@ impl Connection {
             return Pragma::Answer("delete".to_owned());
         }
         let answer = match (name.as_str(), value) {
-            ("litestream_txid", None) => self.shown().map(|shown| shown.view.txid().to_string()),
-            ("litestream_lag", None) => self.shown().map(|shown| format!("{:.3}", self.database.lag(&shown))),
+            ("litestream_txid", None) => self.fresh(stop).map(|shown| shown.view.txid().to_string()),
+            ("litestream_lag", None) => self.fresh(stop).map(|shown| format!("{:.3}", self.database.lag(&shown))),
             ("litestream_time", None) => self.time(),
             ("litestream_time", Some(value)) => self.set_time(value, stop),
             ("litestream_error", None) => Ok(process::last_error()),
             ("litestream_stats", None) => {
-                let lines: Vec<String> =
-                    self.database.stats().iter().map(|(name, value)| format!("{name} {value}")).collect();
+                let stats = std::iter::once(("reads", self.reads)).chain(self.database.stats());
+                let lines: Vec<String> = stats.map(|(name, value)| format!("{name} {value}")).collect();
                 Ok(lines.join("\n"))
             }
             ("litestream_write_enabled", None) => Ok("0".to_owned()),
@@ -281,6 +295,15 @@ impl Connection {
         }
         self.travelled = Some(travel(&self.database, value, stop)?);
         self.time()
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if !self.database.process.is_this() {
+            // After a fork the parent's tasks and connections are not ours to end.
+            std::mem::forget(self.database.clone());
+        }
     }
 }
 

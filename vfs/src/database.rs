@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use litestream_pageindex::{Listing, OpenFile, Plan, Target, View, find, open_file, replan_from};
 use litestream_storage::{Level, Replica, RetryPolicy, Scope};
-use ltx::{Commit, Timestamp, Txid};
+use ltx::{Timestamp, Txid};
 
 use crate::flight::Flight;
 use crate::process::Process;
@@ -60,6 +60,8 @@ struct Polling {
     /// The newest TXID that the replica is known to hold, and its time.
     newest: Option<(Txid, Timestamp)>,
     failing: bool,
+    /// The first poll after idleness, while it is under way.
+    first: Option<Arc<Flight<()>>>,
 }
 
 /// See [`Shown::counter`].
@@ -185,17 +187,18 @@ impl Database {
             polling.last_use = Some(now);
             let fresh = polling.last_success.is_some_and(|last| now - last <= self.settings.poll_interval);
             if polling.running {
-                None
+                polling.first.clone()
             } else {
                 polling.running = true;
                 let flight: Arc<Flight<()>> = Arc::default();
+                polling.first = (!fresh).then(|| flight.clone());
                 let (database, landing) = (Arc::downgrade(self), flight.clone());
                 let interval = self.settings.poll_interval;
                 self.process.spawn(async move {
                     let landing = LandOnDrop { flight: landing, value: Some(()) };
                     Self::follow(database, interval, fresh, landing).await;
                 });
-                (!fresh).then_some(flight)
+                polling.first.clone()
             }
         };
         if let Some(flight) = wait {
@@ -216,9 +219,9 @@ impl Database {
                 this.poll().await;
             }
             skip = false;
-            drop(first.take());
             {
                 let mut polling = lock(&this.polling);
+                polling.first = None;
                 let linger = (interval * LINGER).max(SHORTEST_LINGER);
                 if polling.last_use.is_none_or(|last| last.elapsed() > linger) {
                     polling.running = false;
@@ -226,6 +229,7 @@ impl Database {
                 }
             }
             drop(this);
+            drop(first.take());
             tokio::time::sleep(interval).await;
         }
     }
@@ -291,6 +295,7 @@ impl Database {
 
     /// Shows a view, unless a newer one is shown already.
     fn publish(&self, view: View) -> Result<()> {
+        same_files(self.latest()?.view.files(), &view)?;
         let shown = self.shown(view);
         let mut latest = lock(&self.latest);
         let known = latest.as_ref().map_or(Txid::ZERO, |known| known.view.txid());
@@ -311,10 +316,26 @@ impl Database {
         let known: Vec<Arc<OpenFile>> = broken.view.files().to_vec();
         let (commit, counter) = (broken.view.commit(), broken.counter);
         let repaired = self.wait_for(stop, async move {
-            let (plan, listing) = find(&this.replica, Target::Txid(txid)).await?;
-            let view = this.view_of(plan, listing, &known).await?;
-            same_content(&known, &view, commit)?;
-            Ok(view)
+            let again = async {
+                let (plan, listing) = find(&this.replica, Target::Txid(txid)).await?;
+                let view = this.view_of(plan, listing, &known).await?;
+                same_files(&known, &view)?;
+                match view.files().last() {
+                    Some(last) if view.commit() != commit => Err(Error::Replaced { key: last.key().clone() }),
+                    _ => Ok(view),
+                }
+            };
+            let again = Box::pin(again).await;
+            if again.is_err() {
+                // This transaction is lost, but the next one shall find what there is now.
+                if let Ok((plan, listing)) = find(&this.replica, Target::Latest).await
+                    && plan.txid > txid
+                    && let Ok(view) = this.view_of(plan, listing, &known).await
+                {
+                    this.publish(view)?;
+                }
+            }
+            again
         })?;
         tracing::info!(%txid, "a file had vanished: reading the same transaction from others");
         let shown = Arc::new(Shown { view: repaired, counter });
@@ -361,10 +382,9 @@ impl Database {
         let Some((newest, time)) = polling.newest else { return -1.0 };
         let behind = if newest > shown.view.txid() { (time.0 - shown.view.time().0).max(1) as f64 / 1e3 } else { 0.0 };
         // While nobody can look, the replica may hold anything.
-        let blind = match polling.last_success {
-            Some(last) if polling.failing => last.elapsed().as_secs_f64(),
-            _ => 0.0,
-        };
+        let unseen = polling.last_success.filter(|_| polling.running).map_or(Duration::ZERO, |last| last.elapsed());
+        let usual = (self.settings.poll_interval * 2).max(Duration::from_secs(1));
+        let blind = if polling.failing || unseen > usual { unseen.as_secs_f64() } else { 0.0 };
         behind.max(blind)
     }
 
@@ -396,19 +416,16 @@ impl Database {
     }
 }
 
-/// Whether another view of a TXID holds what the one before did: a file that has the same TXIDs must have the same content.
-fn same_content(before: &[Arc<OpenFile>], view: &View, commit: Commit) -> Result<()> {
-    let replaced = |file: &OpenFile| Err(Error::Replaced { key: file.key().clone() });
+/// Whether a view's files hold what files of the same names held before: a TXID never gets other content.
+fn same_files(before: &[Arc<OpenFile>], view: &View) -> Result<()> {
     for file in view.files() {
-        let twin = before.iter().find(|known| known.info.level == file.info.level && known.info.name == file.info.name);
+        let same = |known: &&Arc<OpenFile>| known.info.level == file.info.level && known.info.name == file.info.name;
+        let twin = before.iter().find(same);
         if twin.is_some_and(|twin| twin.trailer.file_checksum != file.trailer.file_checksum) {
-            return replaced(file);
+            return Err(Error::Replaced { key: file.key().clone() });
         }
     }
-    match view.files().last() {
-        Some(last) if view.commit() != commit => replaced(last),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 /// Brings a value when it goes, whatever the reason; without one, those who wait are told that nothing will come.

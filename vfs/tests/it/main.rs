@@ -4,3 +4,14 @@
 mod common;
 mod round_trips;
 mod rules;
+
+/// Faults of every kind in such a share of requests.
+fn faults(share: f64, seed: u64) -> litestream_fixtures::s3::Faults {
+    litestream_fixtures::s3::Faults {
+        seed,
+        rate_503: share / 3.0,
+        rate_cut: share / 3.0,
+        rate_stall: share / 3.0,
+        ..litestream_fixtures::s3::Faults::default()
+    }
+}
