@@ -1,7 +1,8 @@
 //! `cargo xtask bench`: our speed, side by side with real Litestream's and with `cp`, in one run on one machine.
 //!
 //! This file knows what there is to measure and how it is told: a table of measurements, a table of the project's targets, and JSON.
-//! What is measured lies below: `restore` (many small files, far away), `files` (one large database, close by), `compact` and `codec`.
+//! What is measured lies below: `restore` (many small files, far away), `files` (one large database, close by), `vfs` (queries without a restore),
+//! `compact` and `codec`.
 //! Times depend on the machine; ratios, requests, bytes and depth hardly do.
 
 use std::fs;
@@ -21,6 +22,7 @@ mod compact;
 mod files;
 mod restore;
 pub(crate) mod subject;
+mod vfs;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -30,7 +32,7 @@ pub(crate) struct Arguments {
     /// Write the results there, too, as JSON
     #[arg(long, value_name = "PATH")]
     json: Option<PathBuf>,
-    /// Restore a database of 1 GB from files as well, for its memory
+    /// Also restore, and query, a database of 1 GB, for the memory
     #[arg(long)]
     large: bool,
     /// Fail where a target is missed
@@ -48,6 +50,8 @@ enum Bench {
     Compact,
     /// Encode and decode
     Codec,
+    /// Query replicas that have not been downloaded
+    Vfs,
 }
 
 /// One contestant in one discipline.
@@ -115,6 +119,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut report = Report { conditions: conditions(), ..Report::default() };
     if wanted(Bench::Codec) {
         codec::run(&mut report)?;
+    }
+    if wanted(Bench::Vfs) {
+        vfs::run(&mut report, arguments.large)?;
     }
     if wanted(Bench::Compact) {
         compact::run(&mut report)?;

@@ -56,6 +56,13 @@ impl Subject {
         Ok(Subject { path: path.to_owned(), connection, recorder: Recorder::new(), random, work, rows, time: START })
     }
 
+    /// Adds to the database what else is to be measured.
+    pub(crate) fn execute(&mut self, sql: &str) -> Result<()> {
+        self.connection.execute_batch(sql)?;
+        self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        Ok(())
+    }
+
     /// SHA-256 of the database, which is what a restore must give.
     pub(crate) fn sha256(&self) -> Result<String> {
         Ok(sha256_file(&self.path)?)
