@@ -77,6 +77,8 @@ pub(crate) struct Predictor {
     window: usize,
     /// How many leaves beyond the last one read have been asked for.
     ahead: usize,
+    /// How large windows may get; less than [`LARGEST_WINDOW`] once pages were found to go before they were read.
+    most: Option<usize>,
     index_leaf: Option<IndexLeaf>,
     usable: usize,
 }
@@ -92,6 +94,11 @@ impl Predictor {
     pub(crate) fn before(&mut self, pgno: u32, peek: &Peek<'_>) -> Vec<u32> {
         let mut ahead = self.rows_of_index(pgno, peek);
         if self.follows(pgno) {
+            if self.ahead > 0 {
+                // It was asked for, and has had to make room before it was read: windows are too large for the cache.
+                self.most = Some((self.window / 4).max(FIRST_WINDOW));
+                (self.ahead, self.window) = (0, 0);
+            }
             // Counted when the page is seen; but its followers may as well come with it.
             ahead.extend(self.next_window(pgno, self.side_by_side + 1, peek));
         }
@@ -199,7 +206,7 @@ impl Predictor {
         if side_by_side < 1 || self.ahead > self.window / 2 {
             return Vec::new();
         }
-        let largest = (WINDOW_BYTES / self.usable.max(512)).min(LARGEST_WINDOW);
+        let largest = (WINDOW_BYTES / self.usable.max(512)).min(self.most.unwrap_or(LARGEST_WINDOW));
         self.window = if self.window == 0 { FIRST_WINDOW } else { self.window * 4 }.min(largest);
         loop {
             let next: Vec<u32> = self.following(pgno).skip(self.ahead).take(self.window).collect();

@@ -19,8 +19,8 @@ use futures::future::{Either, select};
 use litestream_pageindex::OpenFile;
 use litestream_storage::Replica;
 use ltx::IndexEntry;
-use quick_cache::Weighter;
-use quick_cache::sync::Cache;
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use tokio::sync::Semaphore;
 
 use crate::flight::Flight;
@@ -83,6 +83,8 @@ pub(crate) struct Counters {
 pub(crate) struct Fetcher {
     cache: Cache<Key, Bytes, ByBytes>,
     flights: Mutex<HashMap<Key, Arc<Flight<Landed>>>>,
+    /// How many bytes the cache may hold; 0 before the first database has said so.
+    allowed: AtomicU64,
     prefetching: Semaphore,
     pace: Pace,
     pub(crate) counters: Counters,
@@ -90,9 +92,22 @@ pub(crate) struct Fetcher {
 
 impl Default for Fetcher {
     fn default() -> Self {
+        // Pages that were fetched ahead are read once, if at all, before they have proven anything: they need half of the room.
+        let options = OptionsBuilder::new()
+            .estimated_items_capacity(EXPECTED)
+            .weight_capacity(64 << 20)
+            .hot_allocation(0.5)
+            .build();
+        let cache = match options {
+            Ok(options) => {
+                Cache::with_options(options, ByBytes, DefaultHashBuilder::default(), DefaultLifecycle::default())
+            }
+            Err(_) => Cache::with_weighter(EXPECTED, 64 << 20, ByBytes),
+        };
         Self {
-            cache: Cache::with_weighter(EXPECTED, 64 << 20, ByBytes),
+            cache,
             flights: Mutex::default(),
+            allowed: AtomicU64::new(0),
             prefetching: Semaphore::new(PREFETCHING),
             pace: Pace::default(),
             counters: Counters::default(),
@@ -109,9 +124,9 @@ struct Batch {
 }
 
 impl Fetcher {
-    /// Lets the cache grow to what the most generous database asks for.
+    /// Gives the cache the size that the most generous database asks for.
     pub(crate) fn allow(&self, bytes: u64) {
-        if bytes > self.cache.capacity() {
+        if bytes > self.allowed.fetch_max(bytes, Ordering::Relaxed) {
             self.cache.set_capacity(bytes);
         }
     }
@@ -144,6 +159,10 @@ impl Fetcher {
     ) -> Landed {
         self.counters.misses.fetch_add(1, Ordering::Relaxed);
         let under_way = self.flights().contains_key(&wanted.key());
+        if !under_way && let Some(page) = self.cached(wanted) {
+            // It has landed just now.
+            return Ok(page);
+        }
         let ahead = if under_way { Vec::new() } else { ahead() };
         let (flight, ours) = self.start(process, replica, Some(wanted), ahead);
         match flight.wait(None, stop) {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use litestream_fixtures::db::DbOptions;
+use litestream_fixtures::s3::Operation;
 use litestream_storage::Level;
 use rusqlite::Connection;
 
@@ -121,4 +122,19 @@ fn a_scan_of_15_mb_takes_few_round_trips() {
     let stats = text(&connection, "PRAGMA litestream_stats").unwrap();
     println!("scan: depth {depth}, {bytes} bytes\n{stats}");
     assert!(depth <= 14, "{depth} round trips");
+}
+
+#[test]
+fn a_scan_of_more_than_the_cache_holds_still_reads_ahead() {
+    let mut world =
+        World::built(&DbOptions { bytes: 120 << 20, tables: 1, incompressible: 0.9, ..DbOptions::default() });
+    world.put(Level::SNAPSHOT);
+    let connection = world.open("&poll_interval=1h").unwrap();
+    let sql = "SELECT count(*) || ' ' || sum(length(body)) FROM t0 NOT INDEXED";
+    let expected = text(&world.source, sql).unwrap();
+    world.server.reset_stats();
+    assert_eq!(text(&connection, sql).unwrap(), expected);
+    let gets = world.server.stats().count(Operation::GetObject);
+    println!("{gets} requests\n{}", text(&connection, "PRAGMA litestream_stats").unwrap());
+    assert!(gets < 1_000, "{gets} requests");
 }
