@@ -149,6 +149,7 @@ impl Session {
     /// Takes a line: runs the statements that it completes, or the dot-command that it is.
     pub(crate) fn feed(&mut self, splitter: &mut Splitter, line: &str, number: usize, source: Source<'_>) -> Flow {
         if splitter.is_blank() && line.trim_start().starts_with('.') {
+            splitter.skip();
             let line = line.trim();
             self.echo(line);
             let done = dot::run(self, line);
@@ -196,6 +197,10 @@ impl Session {
         }
         self.failed = true;
         let text = self.explain(&failure);
+        if self.interactive && self.interrupts.asked() {
+            // The terminal has written ^C.
+            let _ = writeln!(io::stderr());
+        }
         output::note(&format!("{}{}", place(), visible(&text)));
         if self.bail || self.interrupts.asked() && !self.interactive { Flow::Quit } else { Flow::On }
     }
