@@ -1,5 +1,6 @@
 //! What the shell must do with a real store: find it with the configuration's credentials, never show them, stop when told.
 #![allow(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -58,6 +59,15 @@ fn the_configuration_s_endpoint_and_credentials_are_used() {
         assert!(output.status.success(), "{stderr}");
         assert_eq!(stdout, source.map_or("", |_| "32\n"));
     }
+}
+
+#[test]
+fn a_path_is_found_as_litestream_itself_spells_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = server("/my.db");
+    config(folder.path(), &server, "/my.db");
+    let output = shell(folder.path()).args(["my.db", ".txid"]).output().unwrap();
+    assert_eq!(texts(&output), ("0000000000000028\n".to_owned(), String::new()));
 }
 
 #[test]

@@ -39,8 +39,7 @@ fn s3_url(mut url: String, s3: &S3Config) -> String {
         region: _,
         endpoint: _,
         force_path_style: _,
-        // Only a configuration file's spelling, which no URL has.
-        written_path: _,
+        written_path,
         skip_verify,
         sign_payload,
         require_content_md5,
@@ -56,6 +55,7 @@ fn s3_url(mut url: String, s3: &S3Config) -> String {
         secret_access_key,
     } = s3;
     let stated = [
+        ("path", written_path.clone()),
         ("skip-verify", skip_verify.map(|value| value.to_string())),
         ("sign-payload", sign_payload.map(|value| value.to_string())),
         ("require-content-md5", require_content_md5.map(|value| value.to_string())),
@@ -95,6 +95,7 @@ mod tests {
             "s3://b/x?skipVerify=true&signPayload=false&requireContentMD5=true&signAcceptEncoding=false&storageClass=X\
              &partSize=64MiB&concurrency=3&sseCustomerKey=a%2Bb%3D&region=eu&forcePathStyle=true",
             "s3://b/x?sseCustomerKeyPath=/k%20y&sseCustomerAlgorithm=AES256",
+            "s3://b/x/y?path=/x/y/",
             "s3://b/x?sseKmsKeyId=arn:aws:kms:x",
             "file:///a%20b/c%3Fd",
         ] {
