@@ -62,6 +62,11 @@ static COMMANDS: [Command; 23] = [
     command("version", "", "the versions of this program and of SQLite", version),
 ];
 
+/// The commands' names.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    COMMANDS.iter().map(|command| command.name)
+}
+
 /// Runs a line that begins with a dot.
 pub(crate) fn run(session: &mut Session, line: &str) -> Done {
     let words = words(line.strip_prefix('.').unwrap_or(line)).map_err(Failure::Text)?;
@@ -100,7 +105,7 @@ fn find(name: &str) -> Result<&'static Command, String> {
         (Some(command), None) => Ok(command),
         (Some(one), Some(other)) => Err(format!(".{name} could be .{} or .{}: write more of it", one.name, other.name)),
         _ => {
-            let hint = match nearest(folded, COMMANDS.iter().map(|command| command.name)) {
+            let hint = match nearest(folded, names()) {
                 Some(near) => format!("did you mean .{near}?"),
                 None => "see .help".to_owned(),
             };
@@ -290,6 +295,7 @@ fn time(session: &mut Session, arguments: &[String]) -> Done {
     }
     let time = session.pragma("litestream_time", arguments.first().map(String::as_str))?;
     let txid = session.pragma("litestream_txid", None)?;
+    session.names_known = false;
     session.say(&format!("{time} {txid}"))?;
     Ok(Flow::On)
 }

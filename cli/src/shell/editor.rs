@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use rustyline::error::ReadlineError;
 use rustyline::history::FileHistory;
-use rustyline::{Behavior, Config, Editor};
+use rustyline::{Behavior, CompletionType, Config, Editor};
 
+use super::complete::Completion;
 use super::session::{Flow, Session, Source};
 use super::splitter::Splitter;
 use crate::output;
@@ -26,8 +27,10 @@ pub(crate) fn run(session: &mut Session) -> anyhow::Result<()> {
         .history_ignore_space(true)
         // The prompt is for the terminal, also where the results go elsewhere.
         .behavior(Behavior::PreferTerm)
+        .completion_type(CompletionType::List)
         .build();
-    let mut editor: Editor<(), FileHistory> = Editor::with_config(config)?;
+    let mut editor: Editor<Completion, FileHistory> = Editor::with_config(config)?;
+    editor.set_helper(Some(Completion::default()));
     let history = history_path();
     if let Some(path) = &history {
         load(&mut editor, path);
@@ -35,6 +38,10 @@ pub(crate) fn run(session: &mut Session) -> anyhow::Result<()> {
     let mut splitter = Splitter::default();
     let mut entry = String::new();
     loop {
+        session.interrupts.reset();
+        if let (Some(completion), Some(names)) = (editor.helper_mut(), session.new_names()) {
+            completion.names = names;
+        }
         let line = match editor.readline(if splitter.is_blank() { PROMPT } else { CONTINUED }) {
             Ok(line) => line,
             Err(ReadlineError::Interrupted) => {
@@ -74,7 +81,7 @@ fn history_path() -> Option<PathBuf> {
     Some(state.join("litestream/vfs-shell_history"))
 }
 
-fn load(editor: &mut Editor<(), FileHistory>, path: &Path) {
+fn load(editor: &mut Editor<Completion, FileHistory>, path: &Path) {
     if !path.exists() {
         return;
     }
@@ -84,7 +91,7 @@ fn load(editor: &mut Editor<(), FileHistory>, path: &Path) {
 }
 
 /// Notes an entry at once, so that it survives the shell however that ends. The editor makes the file readable by its owner alone.
-fn remember(editor: &mut Editor<(), FileHistory>, path: Option<&Path>, entry: &str) {
+fn remember(editor: &mut Editor<Completion, FileHistory>, path: Option<&Path>, entry: &str) {
     if entry.trim().is_empty() || !editor.add_history_entry(entry).unwrap_or(false) {
         return;
     }

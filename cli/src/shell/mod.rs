@@ -3,6 +3,7 @@
 //! decided in `commands::vfs_shell`.
 
 pub(crate) mod address;
+mod complete;
 pub(crate) mod dot;
 mod dump;
 pub(crate) mod editor;

@@ -8,7 +8,7 @@ use rusqlite::{Connection, ErrorCode};
 
 use super::dot;
 use super::interrupts::Interrupts;
-use super::print::Format;
+use super::print::{Format, Printer};
 use super::sink::Sink;
 use super::splitter::{Splitter, Statement};
 use super::values::{Values, quote, visible};
@@ -42,6 +42,10 @@ pub(crate) struct Session {
     /// Whether a person gives the commands.
     interactive: bool,
     failed: bool,
+    /// Whether SQLite has read the schema, so that asking for names costs next to nothing.
+    schema_read: bool,
+    /// Whether the names have been given out.
+    pub(super) names_known: bool,
     /// The VFS's error that has been told already.
     told: String,
 }
@@ -113,6 +117,8 @@ impl Session {
             bail: false,
             interactive: false,
             failed: false,
+            schema_read: false,
+            names_known: false,
             told: String::new(),
         }
     }
@@ -176,6 +182,7 @@ impl Session {
     fn run(&mut self, statement: &Statement, source: Source<'_>) -> Flow {
         self.echo(&statement.text);
         let done = self.statement(&statement.text).map(|()| Flow::On);
+        self.schema_read |= done.is_ok();
         let line = match &done {
             Err(Failure::Sql(rusqlite::Error::SqlInputError { offset, .. })) => {
                 let before = usize::try_from(*offset).ok().and_then(|offset| statement.text.get(..offset));
@@ -189,6 +196,10 @@ impl Session {
     /// Writes everything out, tells of a failure, and says how to go on.
     fn finish(&mut self, done: Result<Flow, Failure>, place: impl Fn() -> String) -> Flow {
         let failure = match (done, self.sink.finish().map_err(Failure::from)) {
+            // One that came between two commands must not be lost on a script.
+            (Ok(Flow::On), Ok(())) if self.interrupts.asked() && !self.interactive => {
+                Failure::Text("interrupted".to_owned())
+            }
             (Ok(flow), Ok(())) => return flow,
             (Err(failure), _) | (Ok(_), Err(failure)) => failure,
         };
@@ -236,27 +247,36 @@ impl Session {
     fn rows(&mut self, sql: &str) -> Result<(), Failure> {
         let terminal = self.sink.is_terminal();
         let mut statement = self.connection.prepare(sql)?;
-        let names: Vec<String> = statement.column_names().map(str::to_owned).collect();
-        let count = names.len();
+        let mut names = names(&statement);
         let mut rows = statement.raw_query();
-        if count == 0 {
-            while rows.next()?.is_some() {}
-            return Ok(());
-        }
-        let mut printer = self.format.printer(names, terminal, &self.values);
+        let mut printer = None;
         loop {
-            match rows.next() {
-                Ok(Some(row)) => {
-                    let cells = (0..count).map(|column| row.get_ref(column)).collect::<rusqlite::Result<Vec<_>>>()?;
-                    printer.row(&cells, &mut self.sink)?;
-                }
+            let row = match rows.next() {
+                Ok(Some(row)) => row,
                 Ok(None) => break,
                 Err(error) => {
-                    printer.abandon(&mut self.sink)?;
+                    if let Some(mut printer) = printer {
+                        Printer::abandon(&mut printer, &mut self.sink)?;
+                    }
                     return Err(error.into());
                 }
+            };
+            let statement = row.as_ref();
+            let printer = printer.get_or_insert_with(|| {
+                // SQLite has prepared it anew where the schema is another one, as behind a journey in time.
+                names = self::names(statement);
+                self.format.printer(names.clone(), terminal, &self.values)
+            });
+            let cells = (0..names.len()).map(|column| row.get_ref(column)).collect::<rusqlite::Result<Vec<_>>>()?;
+            printer.row(&cells, &mut self.sink)?;
+            if terminal {
+                self.sink.flush()?;
             }
         }
+        if names.is_empty() {
+            return Ok(());
+        }
+        let mut printer = printer.unwrap_or_else(|| self.format.printer(names, terminal, &self.values));
         Ok(printer.end(&mut self.sink)?)
     }
 
@@ -266,6 +286,17 @@ impl Session {
         self.connection.query_row(&format!("PRAGMA main.{name}{value}"), [], |row| {
             Ok(String::from_utf8_lossy(&self.values.bytes(row.get_ref(0)?).unwrap_or_default()).into_owned())
         })
+    }
+
+    /// The names of all tables and columns, where they may be others than those given before.
+    pub(super) fn new_names(&mut self) -> Option<Vec<String>> {
+        if !self.schema_read || std::mem::replace(&mut self.names_known, true) {
+            return None;
+        }
+        let sql = "SELECT name FROM sqlite_schema WHERE type IN ('table', 'view') UNION \
+                   SELECT c.name FROM sqlite_schema AS s, pragma_table_info(s.name) AS c WHERE s.type IN ('table', 'view')";
+        let mut statement = self.connection.prepare(sql).ok()?;
+        statement.query_map([], |row| row.get(0)).ok()?.collect::<rusqlite::Result<_>>().ok()
     }
 
     /// How many requests the replica has answered, and with how many bytes.
@@ -307,4 +338,8 @@ impl Session {
         };
         if may_be_ours && !cause.is_empty() && !text.contains(&cause) { format!("{text}: {cause}") } else { text }
     }
+}
+
+fn names(statement: &rusqlite::Statement<'_>) -> Vec<String> {
+    statement.column_names().map(str::to_owned).collect()
 }
