@@ -4,10 +4,10 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use litestream_fixtures::golden::golden_dir;
-use litestream_fixtures::s3::{S3Options, S3Server};
+use litestream_fixtures::s3::{Down, S3Options, S3Server};
 
 const BUCKET: &str = "bkt";
 const ENDLESS: &str = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT n FROM c";
@@ -82,6 +82,58 @@ fn a_failure_is_told_with_its_cause_and_without_the_credentials() {
     assert!(!stderr.contains(server.secret_key()), "{stderr}");
 }
 
+fn interrupt(child: &Child) {
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+}
+
+#[test]
+fn an_interrupt_ends_a_wait_for_a_store_that_does_not_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = server("my.db");
+    config(folder.path(), &server, "my.db");
+    let mut command = shell(folder.path());
+    let command = command.arg("my.db").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    writeln!(stdin, "SELECT 1;").unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    stdout.read_line(&mut line).unwrap();
+    assert_eq!(line, "1\n");
+
+    server.set_down(Some(Down::Silent)).unwrap();
+    writeln!(stdin, ".time 0000000000000002\n.txid").unwrap();
+    drop(stdin);
+    interrupt(&child);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(
+        (output.status.code(), texts(&output).1.as_str()),
+        (Some(1), "litestream: stdin, line 2: interrupted\n")
+    );
+    line.clear();
+    assert_eq!(stdout.read_line(&mut line).unwrap(), 0, "{line}");
+    server.set_down(None).unwrap();
+}
+
+#[test]
+fn output_goes_to_files_and_comes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = server("my.db");
+    config(folder.path(), &server, "my.db");
+    let script = ".once one.csv\n.mode csv\nSELECT 1, 'to stdout';\n.once one.csv\nSELECT 2, 'a,b';\nSELECT 3;\n\
+                  .output many.txt\n.mode list\nSELECT 4;\n.txid\n.output\nSELECT 5;\n.output no/such/folder\n";
+    std::fs::write(folder.path().join("script.sql"), script).unwrap();
+    let script = std::fs::File::open(folder.path().join("script.sql")).unwrap();
+    let output = shell(folder.path()).arg("my.db").stdin(script).output().unwrap();
+    let (stdout, stderr) = texts(&output);
+    assert_eq!(stdout, "1,to stdout\r\n3\r\n5\n");
+    assert!(stderr.starts_with("litestream: stdin, line 13: cannot write to no/such/folder: "), "{stderr}");
+    let written = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    assert_eq!(written("one.csv"), "2,\"a,b\"\r\n");
+    assert_eq!(written("many.txt"), "4\n0000000000000028\n");
+}
+
 #[test]
 fn an_interrupt_stops_the_query_and_what_would_follow() {
     let folder = tempfile::tempdir().unwrap();
@@ -98,8 +150,7 @@ fn an_interrupt_stops_the_query_and_what_would_follow() {
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
     stdout.read_line(&mut line).unwrap();
-    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(killed.success());
+    interrupt(&child);
     while !line.is_empty() {
         assert!(!line.contains("follow"));
         line.clear();

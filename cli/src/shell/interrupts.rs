@@ -6,6 +6,7 @@
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::Context;
 use rusqlite::{Connection, InterruptHandle};
@@ -15,6 +16,8 @@ use crate::output;
 
 /// How many times a query is asked to stop before the program ends without it.
 const PATIENCE: u32 = 3;
+/// How long after that a query is told again that it shall stop: SQLite forgets an interrupt that comes just before a query begins.
+const AGAIN: Duration = Duration::from_millis(100);
 /// How many steps of a query's program pass between two looks at whether it shall stop.
 const STEPS: i32 = 1000;
 
@@ -48,10 +51,13 @@ impl Interrupts {
             let [Ok(interrupt), Ok(terminate), Ok(hangup)] = &mut signals else { return };
             runtime.block_on(async {
                 loop {
-                    match next(interrupt, terminate, hangup).await {
-                        Some("interrupted") if shared.interrupt() => {}
-                        Some(why) => end(why),
-                        None => return,
+                    tokio::select! {
+                        got = next(interrupt, terminate, hangup) => match got {
+                            Some("interrupted") if shared.interrupt() => {}
+                            Some(why) => end(why),
+                            None => return,
+                        },
+                        () = tokio::time::sleep(AGAIN), if shared.asked() => shared.insist(),
                     }
                 }
             });
@@ -62,7 +68,6 @@ impl Interrupts {
 
     /// From now on the queries of this connection are stopped.
     pub(crate) fn guard(self: &Arc<Self>, connection: &mut Connection) -> rusqlite::Result<()> {
-        // SQLite forgets an interrupt that comes just before a query begins.
         let shared = self.clone();
         connection.progress_handler(STEPS, Some(move || shared.asked()))?;
         *self.query.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection.get_interrupt_handle());
@@ -76,6 +81,7 @@ impl Interrupts {
 
     /// Something new begins.
     pub(crate) fn reset(&self) {
+        let _nobody_insists = self.query.lock().unwrap_or_else(PoisonError::into_inner);
         self.asked.store(0, Ordering::Relaxed);
     }
 
@@ -86,6 +92,14 @@ impl Interrupts {
         let asked = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
         query.interrupt();
         asked < PATIENCE
+    }
+
+    /// Says it again as long as it is wanted.
+    fn insist(&self) {
+        let query = self.query.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (true, Some(query)) = (self.asked(), query.as_ref()) {
+            query.interrupt();
+        }
     }
 }
 
