@@ -51,6 +51,7 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Restore(args) => commands::restore::run(&common, &args).await,
         Command::Compact(args) => commands::compact::run(&common, &args).await,
         Command::Ltx(args) => commands::ltx::run(&common, &args).await,
+        // Taken out before; see `run`.
         Command::VfsShell(args) => commands::vfs_shell::run(&common, &args).map(drop),
         Command::Databases(args) => commands::databases::run(&common, &args),
         Command::Version(args) => commands::version::run(&args),

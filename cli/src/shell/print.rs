@@ -227,13 +227,15 @@ impl Printer<'_> {
         if !std::mem::take(&mut self.head) {
             return Ok(());
         }
-        let Style::Separated { separator, row_end, quoted, .. } = &self.style else { return Ok(()) };
+        let Style::Separated { separator, row_end, quoted, tamed } = &self.style else { return Ok(()) };
         for (at, name) in self.names.iter().enumerate() {
             if at > 0 {
                 out.write_all(separator.as_bytes())?;
             }
             if *quoted {
                 out.write_all(&csv(name.as_bytes(), separator))?;
+            } else if *tamed {
+                out.write_all(visible(name).as_bytes())?;
             } else {
                 out.write_all(name.as_bytes())?;
             }
