@@ -117,6 +117,19 @@ fn an_interrupt_ends_a_wait_for_a_store_that_does_not_answer() {
 }
 
 #[test]
+fn a_local_database_can_be_attached_and_filled() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = server("my.db");
+    config(folder.path(), &server, "my.db");
+    let attach = format!("ATTACH 'file:{}/copy.db?vfs=unix' AS copy", folder.path().display());
+    let output =
+        shell(folder.path()).args(["my.db", &attach, "CREATE TABLE copy.t AS SELECT * FROM t"]).output().unwrap();
+    assert_eq!(texts(&output), (String::new(), String::new()));
+    let copy = rusqlite::Connection::open(folder.path().join("copy.db")).unwrap();
+    assert_eq!(copy.query_row("SELECT count(*) FROM t", [], |row| row.get(0)), Ok(32));
+}
+
+#[test]
 fn output_goes_to_files_and_comes_back() {
     let folder = tempfile::tempdir().unwrap();
     let server = server("my.db");

@@ -74,9 +74,13 @@ fn open<'a>(named: &'a Named, at: Option<&str>, values: &Values) -> anyhow::Resu
     while let Some(replica) = replicas.next() {
         let name = match &named.database {
             Some(database) => database.path.display().to_string(),
-            None => replica.url().rsplit('/').next().unwrap_or_default().to_owned(),
+            None => last_part(&replica.url()),
         };
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        // To create is for databases that are attached: these flags are theirs too.
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_URI
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         match Connection::open_with_flags(address::uri(replica, &name, at), flags) {
             Ok(connection) => return Ok((connection, replica)),
             Err(error) => {
@@ -91,6 +95,12 @@ fn open<'a>(named: &'a Named, at: Option<&str>, values: &Values) -> anyhow::Resu
         }
     }
     bail!("no replica is configured")
+}
+
+/// What a URL's path ends with. Never nothing: SQLite takes a database without a name for a temporary one.
+fn last_part(url: &str) -> String {
+    let place = url.split('?').next().unwrap_or_default();
+    place.rsplit('/').find(|part| !part.is_empty()).unwrap_or("replica").to_owned()
 }
 
 fn without_message(error: &rusqlite::Error) -> String {

@@ -156,7 +156,9 @@ fn help(session: &mut Session, _: &[String]) -> Done {
     for Command { name, arguments, help, .. } in &COMMANDS {
         session.say(&format!("{:<28}{help}", format!(".{name} {arguments}")))?;
     }
-    session.say("Anything else is SQL, and ends with a semicolon.")?;
+    session.say("Anything else is SQL, and ends with a semicolon. Other databases go by their URI:")?;
+    session.say("ATTACH 'file:copy.db?vfs=unix' AS copy;  -- a local one")?;
+    session.say("ATTACH 'file:x?vfs=litestream&replica_url=s3://BUCKET/PATH&at=yesterday' AS old;")?;
     Ok(Flow::On)
 }
 
