@@ -13,7 +13,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
   litestream restore -o my.db s3://bucket/my.db
   litestream restore --timestamp '5 minutes ago' -o before.db s3://bucket/my.db
   litestream ltx s3://bucket/my.db
-  litestream compact /var/lib/my.db")]
+  litestream compact /var/lib/my.db
+  litestream vfs-shell s3://bucket/my.db")]
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) common: Common,
@@ -49,6 +50,8 @@ pub(crate) enum Command {
     Ltx(LtxArgs),
     /// List the databases of the configuration file.
     Databases(ListArgs),
+    /// Query a replica with SQL, without downloading the database.
+    VfsShell(VfsShellArgs),
     /// Print the version.
     Version(VersionArgs),
     /// Print a completion script for a shell.
@@ -151,6 +154,33 @@ pub(crate) struct LtxArgs {
     /// Print the list as JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  # at the keyboard; .help lists commands, .time '5 minutes ago' travels
+  litestream vfs-shell s3://bucket/my.db
+  # a database named in the configuration file, or in LITESTREAM_REPLICA_URL
+  litestream vfs-shell /var/lib/my.db
+  litestream vfs-shell
+  # one query, as it was
+  litestream vfs-shell --at '2 hours ago' s3://bucket/my.db 'SELECT count(*) FROM orders'
+  litestream vfs-shell --at 000000000000002a file:///mnt/backup/my.db .tables
+  # for programs
+  litestream vfs-shell s3://bucket/my.db '.mode json' 'SELECT * FROM orders'
+  litestream vfs-shell s3://bucket/my.db .dump | sqlite3 copy.db
+  litestream vfs-shell s3://bucket/my.db < report.sql")]
+pub(crate) struct VfsShellArgs {
+    /// A database of the configuration file, or a replica's URL [default: $LITESTREAM_REPLICA_URL, or the only database of the configuration
+    /// file].
+    #[arg(value_name = "DB|URL")]
+    pub(crate) source: Option<String>,
+    /// SQL and dot-commands to run, until one fails [default: those from the terminal or from stdin].
+    #[arg(value_name = "SQL")]
+    pub(crate) sql: Vec<String>,
+    /// Stay at this moment, or at this transaction: RFC 3339, such as '5 minutes ago', or 16 hexadecimal digits.
+    #[arg(long, value_name = "TIME|TXID", allow_hyphen_values = true)]
+    pub(crate) at: Option<String>,
 }
 
 /// Which levels to list.

@@ -4,6 +4,7 @@ mod args;
 mod commands;
 mod output;
 mod place;
+mod shell;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -19,7 +20,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse_from(args::normalize(std::env::args_os()));
     output::set_up_logging(arguments.log_level);
     match run(arguments) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             output::print_error(&error);
             ExitCode::FAILURE
@@ -27,7 +28,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Arguments) -> anyhow::Result<()> {
+fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    // The shell has its own mind about signals, and waits for SQLite, which waits for the VFS.
+    if let Command::VfsShell(args) = &arguments.command {
+        return commands::vfs_shell::run(&arguments.common, args);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(async {
         tokio::select! {
@@ -37,7 +42,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
     });
     runtime.shutdown_timeout(CLEAN_UP);
-    outcome
+    outcome.map(|()| ExitCode::SUCCESS)
 }
 
 async fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
@@ -46,6 +51,8 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Restore(args) => commands::restore::run(&common, &args).await,
         Command::Compact(args) => commands::compact::run(&common, &args).await,
         Command::Ltx(args) => commands::ltx::run(&common, &args).await,
+        // Taken out before; see `run`.
+        Command::VfsShell(args) => commands::vfs_shell::run(&common, &args).map(drop),
         Command::Databases(args) => commands::databases::run(&common, &args),
         Command::Version(args) => commands::version::run(&args),
         Command::Completions(args) => commands::generate::completions(&args),

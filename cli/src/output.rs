@@ -13,7 +13,10 @@ use tracing_subscriber::EnvFilter;
 pub(crate) fn set_up_logging(level: tracing::Level) {
     let quiet = if level >= tracing::Level::DEBUG { level } else { tracing::Level::ERROR };
     let ours = ["litestream", "litestream_storage", "litestream_pageindex", "litestream_hydrate"];
-    let filter = ours.iter().fold(quiet.to_string(), |filter, name| format!("{filter},{name}={level}"));
+    // The VFS logs what SQLite cannot say; here that is said with the failure itself.
+    let vfs = if level >= tracing::Level::INFO { level.to_string() } else { "off".to_owned() };
+    let quiet = format!("{quiet},litestream_vfs={vfs}");
+    let filter = ours.iter().fold(quiet, |filter, name| format!("{filter},{name}={level}"));
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter))
         .with_writer(std::io::stderr)

@@ -249,6 +249,8 @@ impl ReplicaConfig {
     ///   `BUCKET.s3.REGION.scw.cloud`, `BUCKET.REGION.linodeobjects.com`, `BUCKET.localhost:PORT` or an access point's ARN;
     /// - `file:///ABSOLUTE/PATH`.
     ///
+    /// A query key `path` may repeat the path in another spelling, which then counts as the one that was written.
+    ///
     /// # Errors
     /// What is wrong with the URL, without repeating credentials.
     pub fn from_url(url: &str) -> Result<Self, ConfigError> {
@@ -899,7 +901,10 @@ fn parse_url(url: &str) -> Result<ReplicaConfig, ConfigError> {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         let decode = |text: &str| decode(&text.replace('+', " ")).map_err(wrong);
         let (key, value) = (decode(key)?, decode(value)?);
-        if matches!(fold(&key).as_str(), "bucket" | "path") {
+        // The same path as a configuration file spells it; see `S3Config::upstream_prefixes`.
+        let spelling = fold(&key) == "path"
+            && matches!(&config.location, Location::S3(s3) if !value.is_empty() && s3.path == clean(&value));
+        if !spelling && matches!(fold(&key).as_str(), "bucket" | "path") {
             return Err(wrong(format!("the {key} stands before the `?`, not in the query")));
         }
         config.set(&key, &value)?;
@@ -1224,6 +1229,7 @@ mod tests {
         let written = |path| keys(&[("bucket", "bkt"), ("path", path)]);
         assert_eq!(written("/foo").path, "foo");
         assert_eq!(written("/foo").upstream_prefixes(), ["/foo/"]);
+        assert_eq!(s3("s3://bkt/foo?path=%2Ffoo").upstream_prefixes(), ["/foo/"]);
         assert_eq!(written("foo/").upstream_prefixes(), ["foo//"]);
         assert!(written("foo").upstream_prefixes().is_empty());
         assert_eq!(keys(&[("bucket", "bkt")]).upstream_prefixes(), ["./", "/"]);
@@ -1425,6 +1431,7 @@ mod tests {
             ("s3://b?regoin=x", "did you mean `region`?"),
             ("s3://b?nonsense=x", "see the documentation"),
             ("s3://b?bucket=x", "before the `?`"),
+            ("s3://b/x?path=y", "before the `?`"),
             ("s3://b?region=", "`region`: it is empty"),
             ("s3://b?skipVerify=maybe", "`maybe` is neither true nor false"),
             ("s3://b?partSize=1MiB", "5MiB to 5GiB"),

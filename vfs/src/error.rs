@@ -29,7 +29,7 @@ pub enum Error {
         config: String,
     },
     /// The replica stayed empty.
-    #[error("{url}: the replica is empty, and stayed so for {} s: replicate a database to it first, or set open_timeout", waited.as_secs_f64())]
+    #[error("{url}: the replica is empty{}: check its path, or replicate a database to it first", stayed(*.waited))]
     Empty {
         /// The replica.
         url: Arc<str>,
@@ -65,6 +65,13 @@ pub enum Error {
     /// The connection was opened before a fork.
     #[error("this connection was opened by the parent process: open a new one after fork")]
     Forked,
+}
+
+fn stayed(waited: Duration) -> String {
+    if waited.is_zero() {
+        return String::new();
+    }
+    format!(", and stayed so for open_timeout, {} s", waited.as_secs_f64())
 }
 
 impl From<litestream_pageindex::Error> for Error {

@@ -6,3 +6,4 @@ pub(crate) mod generate;
 pub(crate) mod ltx;
 pub(crate) mod restore;
 pub(crate) mod version;
+pub(crate) mod vfs_shell;
