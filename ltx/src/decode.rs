@@ -143,7 +143,13 @@ impl<R: Read> Decoder<R> {
         let trailer = Trailer::parse(bytes, &self.header)?;
         self.hash.update(&bytes[..TRAILER_LEN / 2]);
         self.filled.start += TRAILER_LEN;
-        if !self.filled.is_empty() || self.reader.read(&mut self.buffer[..1])? != 0 {
+        let more = loop {
+            match self.reader.read(&mut self.buffer[..1]) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                read => break read? != 0,
+            }
+        };
+        if more || !self.filled.is_empty() {
             return Err(Error::TrailingBytes);
         }
         let (stored, computed) = (trailer.file_checksum, self.hash.checksum());

@@ -10,7 +10,7 @@ use crate::{Cutoff, Error, Listing, Plan, Result, Target};
 pub use crate::merge::{MergeOptions, Merged, Progress, merge};
 
 /// The files of the level below that belong into the next file of `level`, oldest first: all that reach beyond what `level` has, up to the
-/// first gap. None, where there is nothing new, and for levels 0 and 9, which are not made this way.
+/// first gap that no snapshot spans. None, where there is nothing new, and for levels 0 and 9, which are not made this way.
 ///
 /// The first one may begin before the level's end: files may straddle. Where `level` is still empty, it begins with the oldest file below.
 /// Give it a whole listing ([`Listing::full`]): where files were left out of it, it stops as at a gap.
@@ -20,10 +20,15 @@ pub fn next_inputs(listing: &Listing, level: Level) -> Vec<FileInfo> {
     let files = below.map_or(&[][..], |below| listing.level(below));
     let Some(first) = files.first() else { return Vec::new() };
     let mut reached = listing.reach(level).unwrap_or_else(|| first.name.min.previous());
+    let snapshots = listing.reach(Level::SNAPSHOT);
     let mut inputs = Vec::new();
     for file in files {
         if file.name.max <= reached {
             continue;
+        }
+        if inputs.is_empty() && file.name.min > reached.next() && Some(file.name.min.previous()) <= snapshots {
+            // A snapshot holds what is missing: retention has taken it from below before this level had it. There is nothing to wait for.
+            reached = file.name.min.previous();
         }
         if file.name.min > reached.next() {
             tracing::debug!(level = level.get(), %reached, next = %file.name.min, "compaction stops at a gap");

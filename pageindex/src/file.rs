@@ -5,12 +5,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use litestream_storage::{FileInfo, Replica};
-use ltx::{ContentHash, Frame, HEADER_LEN, Header, IndexEntry, Layout, PageProblem, Tail, TailLength, Trailer};
+use ltx::{
+    ContentHash, FRAME_HEADER_LEN, Frame, HEADER_LEN, Header, IndexEntry, Layout, PageProblem, Tail, TailLength,
+    Trailer,
+};
 
 use crate::{Error, PackedIndex, PackedIndexBuilder, Result};
 
 /// Up to this many bytes a file is fetched whole.
 pub const SMALL_FILE: u64 = 256 * 1024;
+/// How much of a large file's end is fetched before it is known how long its tail is.
+const LARGEST_GUESS: u64 = 4 << 20;
+/// How many bytes an entry of the index takes at most, and what follows the entries.
+const LONGEST_ENTRY: u64 = 20;
+const AFTER_INDEX: u64 = 64;
 /// How much of a large file's front is fetched with its tail: the header, page 1, usually the schema and the roots.
 const HEAD: u64 = 64 * 1024;
 
@@ -143,8 +151,9 @@ impl OpenFile {
     /// The file's first page frame, where it came along.
     #[must_use]
     pub fn starts_with_legacy_frame(&self) -> bool {
-        let first = self.front.get(HEADER_LEN..).unwrap_or_default();
-        Frame::parse(first, self.header.page_size).is_ok_and(|frame| frame.is_legacy())
+        // Its page number and its flags. The whole frame may be longer than what came along.
+        let first = self.front.get(HEADER_LEN..HEADER_LEN + FRAME_HEADER_LEN).unwrap_or_default();
+        matches!(first, [pgno @ .., 0, 0] if pgno.iter().any(|byte| *byte != 0))
     }
 
     /// The key, for messages.
@@ -157,7 +166,7 @@ impl OpenFile {
 /// How long a large file's tail may be, by its size: an index entry takes some 8 bytes of a frame of a thousand. Where pages compress far better
 /// than usual, a second request fetches the rest.
 fn tail_guess(size: u64) -> u64 {
-    (size / 80 + 32 * 1024).min(size)
+    (size / 80 + 32 * 1024).min(LARGEST_GUESS).min(size)
 }
 
 /// Opens a file: a small one whole in one request, of a large one head and tail in two requests side by side.
@@ -175,6 +184,11 @@ pub async fn open_file(replica: &Replica, info: &FileInfo) -> Result<OpenFile> {
         tokio::try_join!(replica.get_span(info, 0..HEAD), replica.get_span(info, size - guess..size))?;
     let format = |source| Error::format(info.key(), source);
     if let TailLength::Need(need) = TailLength::measure(&last, size).map_err(format)? {
+        // A damaged length must not decide how much is read: no page has more than one entry.
+        let pages = Header::parse(&head).map_err(format)?.commit.0;
+        if need > u64::from(pages) * LONGEST_ENTRY + AFTER_INDEX {
+            return Err(format(ltx::Error::Index("it is longer than all pages of the database need")));
+        }
         // `measure` has checked that the file is at least this long.
         let rest = replica.get_span(info, size - need..size - guess).await?;
         last = [rest, last].concat().into();

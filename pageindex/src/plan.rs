@@ -74,8 +74,9 @@ impl<'a> Planner<'a> {
             _ => Txid(u64::MAX),
         };
         let without = self.without;
-        let files = self.cutoff.admitted(self.listing, level).iter();
-        files.filter(move |file| file.name.max <= limit && Some(*file) != without)
+        let cutoff = self.cutoff;
+        let files = self.listing.level(level).iter();
+        files.filter(move |file| file.name.max <= limit && cutoff.admits(file) && Some(*file) != without)
     }
 
     fn plan(self) -> Result<Plan> {
@@ -86,7 +87,19 @@ impl<'a> Planner<'a> {
             self.within(Level::SNAPSHOT).filter(|file| file.name.is_snapshot()).max_by_key(|file| file.name.max);
         let mut files: Vec<&FileInfo> = newest.into_iter().collect();
         let mut reached = newest.map_or(Txid::ZERO, |file| file.name.max);
-        while let Some(next) = self.furthest(reached) {
+        // Each level is sorted by first TXID, and what is reached only grows: every file is looked at once.
+        let levels = Level::all().rev().filter(|level| *level != Level::SNAPSHOT);
+        let mut levels: Vec<_> = levels.map(|level| self.within(level).peekable()).collect();
+        let mut best: Option<&FileInfo> = None;
+        loop {
+            for level in &mut levels {
+                while let Some(file) = level.next_if(|file| file.name.min <= reached.next()) {
+                    if best.is_none_or(|best| is_better(file, best)) {
+                        best = Some(file);
+                    }
+                }
+            }
+            let Some(next) = best.filter(|best| best.name.max > reached) else { break };
             if next.name.is_snapshot() {
                 files.clear();
             }
@@ -95,19 +108,6 @@ impl<'a> Planner<'a> {
         }
         self.check(reached)?;
         Ok(Plan { files: files.into_iter().cloned().collect(), txid: reached })
-    }
-
-    /// The file that goes on from `reached` and reaches furthest; among equals the one that begins first, then the highest level.
-    fn furthest(&self, reached: Txid) -> Option<&'a FileInfo> {
-        let candidates =
-            Level::all().rev().filter(|level| *level != Level::SNAPSHOT).flat_map(|level| self.within(level));
-        let candidates = candidates.filter(|file| file.name.min <= reached.next() && file.name.max > reached);
-        // `max_by_key` would take the last of equals; the first is of the highest level.
-        candidates.reduce(|best, file| {
-            let better =
-                (file.name.max, std::cmp::Reverse(file.name.min)) > (best.name.max, std::cmp::Reverse(best.name.min));
-            if better { file } else { best }
-        })
     }
 
     /// Whether the plan may end at `reached`.
@@ -146,6 +146,12 @@ impl<'a> Planner<'a> {
             }
         }
     }
+}
+
+/// Whether a file is the better one to go on with: it reaches further, or as far from further back, or from a higher level.
+fn is_better(file: &FileInfo, than: &FileInfo) -> bool {
+    let rank = |file: &FileInfo| (file.name.max, std::cmp::Reverse(file.name.min), file.level);
+    rank(file) > rank(than)
 }
 
 /// Lists a replica and plans. What a listing does not hold is looked for again before it is believed to be missing: LISTs are not one snapshot.

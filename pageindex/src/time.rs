@@ -5,20 +5,20 @@
 
 use futures::future::try_join_all;
 use litestream_storage::{FileInfo, Level, Replica};
-use ltx::{HEADER_LEN, Header, Timestamp};
+use ltx::{HEADER_LEN, Header, Timestamp, Txid};
 
 use crate::{Error, Listing, Result};
 
 /// How many headers of a level one wave reads.
 const WAVE: usize = 16;
 
-/// How many files of each level a plan may use: those whose time lies strictly before some moment.
+/// Up to which TXID the files of each level reach that a plan may use: those whose time lies strictly before some moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cutoff([usize; 10]);
+pub struct Cutoff([Txid; 10]);
 
 impl Cutoff {
     /// Everything.
-    pub const NONE: Self = Self([usize::MAX; 10]);
+    pub const NONE: Self = Self([Txid(u64::MAX); 10]);
 
     /// The files of `listing` whose time lies strictly before `moment`.
     ///
@@ -27,29 +27,31 @@ impl Cutoff {
     pub async fn before(replica: &Replica, listing: &Listing, moment: Timestamp) -> Result<Self> {
         let levels = Level::all().map(|level| search(replica, listing.level(level), moment));
         let mut cutoff = Self::NONE;
-        for (slot, count) in cutoff.0.iter_mut().zip(try_join_all(levels).await?) {
-            *slot = count;
+        for (slot, last) in cutoff.0.iter_mut().zip(try_join_all(levels).await?) {
+            *slot = last;
         }
         Ok(cutoff)
     }
 
-    /// The files of a level that may be used.
+    /// Whether a file may be used.
     #[must_use]
-    pub fn admitted(self, listing: &Listing, level: Level) -> &[FileInfo] {
-        let files = listing.level(level);
-        &files[..self.0[usize::from(level.get())].min(files.len())]
+    pub fn admits(self, file: &FileInfo) -> bool {
+        file.name.max <= self.0[usize::from(file.level.get())]
     }
 }
 
-/// How many of a level's files lie strictly before `moment`.
-async fn search(replica: &Replica, files: &[FileInfo], moment: Timestamp) -> Result<usize> {
+/// The last TXID of a level's files that lie strictly before `moment`.
+async fn search(replica: &Replica, files: &[FileInfo], moment: Timestamp) -> Result<Txid> {
+    // A file has the time of its last transaction. Where files overlap, that is another order than the listing's.
+    let mut files: Vec<&FileInfo> = files.iter().collect();
+    files.sort_by_key(|file| (file.name.max, file.name.min));
     // All before `low` lie before the moment, all from `high` on do not.
     let (mut low, mut high) = (0, files.len());
     // A store notes when it got a file, which is a little after the time in the file.
     let guess = files.partition_point(|file| file.object.modified < moment);
     let mut probes = around(guess, low, high);
     while low < high {
-        let times = try_join_all(probes.iter().map(|at| time_of(replica, &files[*at]))).await?;
+        let times = try_join_all(probes.iter().map(|at| probe(replica, files[*at]))).await?;
         for (at, time) in probes.iter().zip(times) {
             if time < moment {
                 low = low.max(at + 1);
@@ -59,7 +61,18 @@ async fn search(replica: &Replica, files: &[FileInfo], moment: Timestamp) -> Res
         }
         probes = spread(low, high);
     }
-    Ok(low)
+    Ok(low.checked_sub(1).map_or(Txid::ZERO, |last| files[last].name.max))
+}
+
+/// The time of a file; of one that is gone or damaged, what the store says: only what a plan uses in the end must be sound.
+async fn probe(replica: &Replica, file: &FileInfo) -> Result<Timestamp> {
+    match time_of(replica, file).await {
+        Err(error) if matches!(error, Error::Format { .. }) || error.wants_new_plan() => {
+            tracing::debug!(key = file.key(), %error, "taking the store's word for a file's time");
+            Ok(file.object.time.unwrap_or(file.object.modified))
+        }
+        time => time,
+    }
 }
 
 /// Probes close to a guess, and further away the further they are from it.

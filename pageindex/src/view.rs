@@ -53,23 +53,26 @@ impl View {
     /// As [`View::open`].
     pub async fn open_with(replica: &Replica, plan: &Plan, known: &[Arc<OpenFile>]) -> Result<Self> {
         let known: HashMap<&str, &Arc<OpenFile>> = known.iter().map(|file| (file.info.key(), file)).collect();
-        let opens: Vec<_> = plan
-            .files
-            .iter()
-            .cloned()
-            .map(|file| {
-                let known = known.get(file.key()).filter(|known| is_same(&known.info, &file)).copied().cloned();
-                let replica = replica.clone();
-                async move {
-                    match known {
-                        Some(known) => Ok(known),
-                        None => open_file(&replica, &file).await.map(Arc::new),
-                    }
+        // Newest first, so that what is dropped again, once the budget for files in memory is spent, is the oldest.
+        let newest_first = plan.files.iter().rev().cloned().map(|file| {
+            let known = known.get(file.key()).filter(|known| is_same(&known.info, &file)).copied().cloned();
+            let replica = replica.clone();
+            async move {
+                match known {
+                    Some(known) => Ok(known),
+                    None => open_file(&replica, &file).await.map(Arc::new),
                 }
-            })
-            .collect();
-        let files: Vec<Result<Arc<OpenFile>>> = stream::iter(opens).buffered(OPEN_AT_ONCE).collect().await;
-        Self::of(files.into_iter().collect::<Result<_>>()?)
+            }
+        });
+        let mut opens = stream::iter(newest_first.collect::<Vec<_>>()).buffered(OPEN_AT_ONCE);
+        let (mut files, mut left) = (Vec::with_capacity(plan.files.len()), FRONTS);
+        while let Some(file) = opens.next().await {
+            let mut file = file?;
+            keep_within(&mut left, &mut file);
+            files.push(file);
+        }
+        files.reverse();
+        Self::of(files)
     }
 
     /// A view over opened files, oldest first. They must follow one another as a plan's files do.
@@ -105,14 +108,14 @@ impl View {
     ///
     /// # Errors
     /// [`Error::PageSizeChanged`], [`Error::Deleted`].
-    pub fn derive(&self, further: Vec<Arc<OpenFile>>) -> Result<Self> {
+    pub fn derive(&self, further: &[Arc<OpenFile>]) -> Result<Self> {
         let Some(last) = further.last() else { return Ok(self.clone()) };
         let (commit, txid, time) = (last.header.commit, last.header.max_txid, last.header.timestamp);
         if commit == Commit(0) {
             return Err(Error::Deleted { key: last.key().clone() });
         }
         let mut newer: Vec<(u32, u32)> = Vec::new();
-        for (number, file) in (self.files.len() as u32..).zip(&further) {
+        for (number, file) in (self.files.len() as u32..).zip(further) {
             same_page_size(self.page_size, file)?;
             newer.extend(file.index.entries().map(|entry| (entry.pgno.get(), number)));
         }
@@ -121,7 +124,7 @@ impl View {
         newer.sort_by_key(|(pgno, _)| *pgno);
         newer.dedup_by_key(|(pgno, _)| *pgno);
         newer.retain(|(pgno, _)| *pgno <= commit.0);
-        let mut files = [self.files.as_slice(), &further].concat();
+        let mut files = [self.files.as_slice(), further].concat();
         keep_within_budget(&mut files);
         Ok(Self { files, overlay: newer.into(), txid, commit, page_size: self.page_size, time })
     }
@@ -183,11 +186,13 @@ fn is_same(known: &FileInfo, listed: &FileInfo) -> bool {
 /// Small files that were fetched whole stay in memory, the newest first, up to a budget; of the others only the index does.
 fn keep_within_budget(files: &mut [Arc<OpenFile>]) {
     let mut left = FRONTS;
-    for file in files.iter_mut().rev() {
-        match left.checked_sub(file.front.len()) {
-            Some(rest) => left = rest,
-            None => Arc::make_mut(file).front = bytes::Bytes::new(),
-        }
+    files.iter_mut().rev().for_each(|file| keep_within(&mut left, file));
+}
+
+fn keep_within(left: &mut usize, file: &mut Arc<OpenFile>) {
+    match left.checked_sub(file.front.len()) {
+        Some(rest) => *left = rest,
+        None => Arc::make_mut(file).front = bytes::Bytes::new(),
     }
 }
 

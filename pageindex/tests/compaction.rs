@@ -381,6 +381,12 @@ fn a_level_takes_what_reaches_beyond_it_up_to_the_first_gap() {
     assert_eq!(inputs(&zero, 1), [(3, 3), (4, 4), (5, 5)]);
     assert_eq!(inputs(&[&zero[..], &[(1, 1, 4)]].concat(), 1), [(5, 5)]);
     assert_eq!(inputs(&[&zero[..], &[(1, 1, 1)]].concat(), 1), [], "a gap before the first");
+    assert_eq!(
+        inputs(&[&zero[..], &[(1, 1, 1), (9, 1, 2)]].concat(), 1),
+        [(3, 3), (4, 4), (5, 5)],
+        "a snapshot spans it"
+    );
+    assert_eq!(inputs(&[&zero[..], &[(1, 1, 5), (9, 1, 5)]].concat(), 1), [], "a snapshot spans less than it");
     assert_eq!(inputs(&[&zero[..], &[(1, 1, 7)]].concat(), 1), []);
     assert_eq!(inputs(&[(1, 1, 3), (1, 3, 6), (1, 7, 9), (2, 1, 5)], 2), [(3, 6), (7, 9)], "the first straddles");
     assert_eq!(inputs(&[(8, 1, 3)], 9), []);

@@ -208,7 +208,8 @@ fn times_are_found_in_few_requests_however_wrong_the_dates_are() {
                 let cutoff = Cutoff::before(&replica, &listing, Timestamp(moment)).await.unwrap();
                 let gets = replica.stats().gets - before;
                 let expected = files.iter().filter(|(_, time)| *time < moment).count();
-                assert_eq!(cutoff.admitted(&listing, Level::ZERO).len(), expected, "{what}: {moment}");
+                let admitted = listing.level(Level::ZERO).iter().filter(|file| cutoff.admits(file)).count();
+                assert_eq!(admitted, expected, "{what}: {moment}");
                 assert!(gets <= limit, "{what}: {gets} requests for {moment}");
             }
         }
@@ -290,5 +291,43 @@ fn a_plan_whose_files_vanish_is_made_again_for_the_same_txid() {
         let error = endless.await.unwrap_err();
         assert!(matches!(error, Error::Vanishing { txid: Txid(4), .. }), "{error}");
         assert_eq!(tries, MAX_REPLANS + 1);
+    });
+}
+
+#[test]
+fn a_time_is_kept_where_files_overlap() {
+    run(async {
+        let replica = replica();
+        let times = [(1, 3, 300), (4, 4, 400), (4, 9, 900), (5, 8, 800)];
+        let mut files = Vec::new();
+        for (min, max, time) in times {
+            files.push(put(&replica, 1, min, max, time).await);
+        }
+        let listing = Listing::of(files);
+        for (moment, last) in [(300, 0), (301, 3), (401, 4), (850, 8), (900, 8), (901, 9)] {
+            let cutoff = Cutoff::before(&replica, &listing, Timestamp(moment)).await.unwrap();
+            let plan = Plan::new(&replica, &listing, Target::Before(Timestamp(moment)), cutoff);
+            let reached = plan.map_or(0, |plan| plan.txid.0);
+            assert_eq!(reached, last, "before {moment}");
+        }
+    });
+}
+
+#[test]
+fn a_damaged_file_that_no_plan_needs_does_not_hide_a_time() {
+    run(async {
+        let replica = replica();
+        let mut files = Vec::new();
+        for txid in 1..=20 {
+            files.push(put(&replica, 0, txid, txid, txid as i64 * 1_000).await);
+        }
+        // Its header cannot be read any more.
+        let key = files[15].key().to_owned();
+        replica.delete(&files[15..16]).await.unwrap();
+        replica.put(&key, Body::Bytes("damaged".into()), &Default::default()).await.unwrap();
+        let listing = Listing::full(&replica).await.unwrap();
+        let cutoff = Cutoff::before(&replica, &listing, Timestamp(10_500)).await.unwrap();
+        let plan = Plan::new(&replica, &listing, Target::Before(Timestamp(10_500)), cutoff).unwrap();
+        assert_eq!(plan.txid, Txid(10));
     });
 }

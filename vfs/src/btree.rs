@@ -347,12 +347,6 @@ impl Predictor {
             .filter_map(|(root, table)| tables.get(table).map(|table| (*root, *table)))
             .collect();
     }
-
-    /// The root pages that the schema names, as far as it was read.
-    #[cfg(test)]
-    fn table_of_index(&self, root: u32) -> Option<u32> {
-        self.tables.get(&root).copied()
-    }
 }
 
 impl IndexLeaf {

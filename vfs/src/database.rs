@@ -280,7 +280,7 @@ impl Database {
             });
             let opened = stream::iter(opens.collect::<Vec<_>>()).buffered(MANY_NEW);
             match opened.try_collect::<Vec<_>>().await {
-                Ok(files) => return self.publish(before.view.derive(files)?),
+                Ok(files) => return self.publish(before.view.derive(&files)?),
                 // Compaction was faster: the full look below will find what took their place.
                 Err(error) if error.wants_new_plan() => {}
                 Err(error) => return Err(error.into()),
