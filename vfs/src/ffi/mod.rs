@@ -320,7 +320,15 @@ unsafe extern "C" fn x_close(file: *mut SqliteFile) -> c_int {
         let file = file.cast::<File>();
         let open = Box::from_raw(std::mem::replace(&mut (*file).open, std::ptr::null_mut()));
         (*file).base.methods = std::ptr::null();
-        lock(&open.connection).close();
+        let inherited = {
+            let mut connection = lock(&open.connection);
+            connection.close();
+            connection.is_inherited()
+        };
+        if inherited {
+            // To drop its client would wake the parent's threads, by queues whose locks they may have held when it forked.
+            std::mem::forget(open);
+        }
         code::OK
     })
 }
