@@ -238,7 +238,8 @@ pub(super) fn vfs_process(world: &mut World) -> Checked {
 
     let folder = session_folder(world, "vfs-process-session")?;
     let mut command = client(world, &valgrind);
-    command.args(["--leak-check=full", "--errors-for-leak-kinds=definite", "--error-exitcode=99"]);
+    command.args(["--leak-check=full", "--show-leak-kinds=definite", "--errors-for-leak-kinds=definite"]);
+    command.arg("--error-exitcode=99").arg(format!("--suppressions={}", tests.join("valgrind.supp").display()));
     command.arg(&sqlite3).env("LITESTREAM_REPLICA_URL", &kitchen.url).current_dir(&folder);
     let input = fs::read_to_string(tests.join("memcheck.sql"))?;
     let said = converse("valgrind sqlite3", &mut command, &input, MEMCHECK)?;
