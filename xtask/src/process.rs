@@ -137,9 +137,8 @@ pub(crate) fn converse(name: &str, command: &mut Command, input: &str, deadline:
     stdin.rewind()?;
     let child = command.stdin(stdin).stdout(stdout.reopen()?).stderr(stderr.reopen()?).spawn();
     let child = child.with_context(|| format!("cannot start {name}"))?;
-    let read = |file: &NamedTempFile| -> Result<String> {
-        Ok(String::from_utf8_lossy(&fs::read(file.path())?).into_owned())
-    };
+    let read =
+        |file: &NamedTempFile| -> Result<String> { Ok(String::from_utf8_lossy(&fs::read(file.path())?).into_owned()) };
     // Dropping it kills it.
     let mut process = Process { name: name.to_owned(), child, log: stderr };
     let status = process.wait(deadline)?;
@@ -173,7 +172,8 @@ mod tests {
     #[test]
     fn a_conversation_keeps_what_was_said_apart() {
         let mut cat = Command::new("sh");
-        let said = converse("sh", cat.args(["-c", "cat; echo oh >&2; exit 3"]), "hello", Duration::from_secs(10)).unwrap();
+        let said =
+            converse("sh", cat.args(["-c", "cat; echo oh >&2; exit 3"]), "hello", Duration::from_secs(10)).unwrap();
         assert_eq!((said.stdout.as_str(), said.stderr.as_str()), ("hello", "oh\n"));
         assert_eq!(said.status.code(), Some(3));
         let error = converse("sleep", Command::new("sleep").arg("600"), "", Duration::ZERO).unwrap_err();

@@ -13,7 +13,7 @@ ATTACH 'file:earlier.db?vfs=litestream&at=2%20seconds%20ago' AS earlier;
 SELECT main.sandwich_ratings.id FROM main.sandwich_ratings JOIN earlier.sandwich_ratings USING (id) LIMIT 1;
 DETACH earlier;
 .load ./liblitestream_vfs
-.open 'file:my.db?vfs=litestream&at=1%20year%20ago'
+ATTACH 'file:never.db?vfs=litestream&at=1%20year%20ago' AS never;
 SELECT litestream_error();
 .open 'file:my.db?vfs=litestream'
 SELECT sum(length(notes)) > 0 FROM tastings;

@@ -64,7 +64,8 @@ pub(super) fn vfs_sqlite3(world: &mut World) -> Checked {
     let said = converse("sqlite3", &mut command, nowhere, DEADLINE)?;
     ensure!(said.stdout.contains("none.yml"), "no reason for a failed open:\n{}\n{}", said.stdout, said.stderr);
 
-    let files: Vec<_> = fs::read_dir(&folder)?.map(|entry| entry.map(|entry| entry.file_name())).collect::<Result<_, _>>()?;
+    let files: Vec<_> =
+        fs::read_dir(&folder)?.map(|entry| entry.map(|entry| entry.file_name())).collect::<Result<_, _>>()?;
     ensure!(!database.exists() && files.len() == 2, "sqlite3 left files behind: {files:?}");
     let written = kitchen.close()?;
     Ok(format!("{judged} sessions of the README and 2 refusals, while {written} transactions were written"))
@@ -217,7 +218,11 @@ fn build_go(world: &World) -> Result<PathBuf> {
     let program = world.work().join("sandwiches-go");
     if !program.is_file() {
         let mut command = Command::new(world.tools.go()?);
-        command.args(["build", "-o"]).arg(&program).arg(".").current_dir(root().join("vfs").join("examples").join("go"));
+        command
+            .args(["build", "-o"])
+            .arg(&program)
+            .arg(".")
+            .current_dir(root().join("vfs").join("examples").join("go"));
         let said = converse("go build", command.env("CGO_ENABLED", "1"), "", GO_BUILD)?;
         ensure!(said.status.success(), "go build failed (is there a C compiler, and a network?):\n{}", said.stderr);
     }
@@ -226,7 +231,8 @@ fn build_go(world: &World) -> Result<PathBuf> {
 
 /// What the extension does to the process it is loaded into: threads, files, forks, several SQLites, memory.
 pub(super) fn vfs_process(world: &mut World) -> Checked {
-    let (python, sqlite3, valgrind) = (world.tools.python_with_apsw()?, world.tools.sqlite3()?, world.tools.valgrind()?);
+    let (python, sqlite3, valgrind) =
+        (world.tools.python_with_apsw()?, world.tools.sqlite3()?, world.tools.valgrind()?);
     let kitchen = Kitchen::open(world, "vfs-process", KEEPS_ALL, AGE)?;
     let tests = root().join("vfs").join("tests").join("hosts");
 
@@ -239,12 +245,16 @@ pub(super) fn vfs_process(world: &mut World) -> Checked {
     let folder = session_folder(world, "vfs-process-session")?;
     let mut command = client(world, &valgrind);
     command.args(["--leak-check=full", "--show-leak-kinds=definite", "--errors-for-leak-kinds=definite"]);
-    command.arg("--error-exitcode=99").arg(format!("--suppressions={}", tests.join("valgrind.supp").display()));
-    command.arg(&sqlite3).env("LITESTREAM_REPLICA_URL", &kitchen.url).current_dir(&folder);
+    command.arg("--error-exitcode=99").arg(&sqlite3).env("LITESTREAM_REPLICA_URL", &kitchen.url).current_dir(&folder);
     let input = fs::read_to_string(tests.join("memcheck.sql"))?;
     let said = converse("valgrind sqlite3", &mut command, &input, MEMCHECK)?;
     ensure!(said.status.code() != Some(99), "memcheck found:\n{}", said.stderr);
-    ensure!(said.stdout.lines().count() >= 8, "the session under memcheck went wrong:\n{}\n{}", said.stdout, said.stderr);
+    ensure!(
+        said.stdout.lines().count() >= 8,
+        "the session under memcheck went wrong:\n{}\n{}",
+        said.stdout,
+        said.stderr
+    );
     kitchen.close()?;
     Ok(format!("{passed} behaviours of a process; memcheck has nothing to say about the sqlite3 session"))
 }
