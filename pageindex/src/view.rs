@@ -121,7 +121,8 @@ impl View {
         newer.sort_by_key(|(pgno, _)| *pgno);
         newer.dedup_by_key(|(pgno, _)| *pgno);
         newer.retain(|(pgno, _)| *pgno <= commit.0);
-        let mut files = [self.files.as_slice(), &further].concat();
+        let mut files = self.files.clone();
+        files.extend(further);
         keep_within_budget(&mut files);
         Ok(Self { files, overlay: newer.into(), txid, commit, page_size: self.page_size, time })
     }
