@@ -150,7 +150,7 @@ func printTable(ctx context.Context, db beginner, title string) error {
 		return withReason(ctx, err)
 	}
 	defer tx.Rollback()
-	// The order matters: a transaction begins with its first read.
+	// One statement, one view: the TXID is that of the rows.
 	rows, err := tx.QueryContext(ctx, "SELECT id, sandwich, rating, tasted, litestream_txid() FROM sandwich_ratings ORDER BY id")
 	if err != nil {
 		return withReason(ctx, err)
