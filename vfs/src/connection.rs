@@ -80,12 +80,17 @@ impl Connection {
         self.fixed.is_some()
     }
 
+    /// Whether it was opened by the parent, before a fork: what it holds is shared with threads that are not here.
+    pub(crate) fn is_inherited(&self) -> bool {
+        !self.database.process.is_this()
+    }
+
     /// A transaction begins: from here to [`Connection::end`] it sees one view.
     ///
     /// # Errors
     /// [`Error::Interrupted`], [`Error::Forked`].
     pub(crate) fn begin(&mut self, stop: &dyn Fn() -> bool) -> Result<()> {
-        if !self.database.process.is_this() {
+        if self.is_inherited() {
             return Err(Error::Forked);
         }
         if self.pinned.is_none() {
@@ -215,7 +220,7 @@ impl Connection {
             fetcher.counters.hits.fetch_add(1, Ordering::Relaxed);
             return Ok(Some(page));
         }
-        if !self.database.process.is_this() {
+        if self.is_inherited() {
             return Err(Error::Forked);
         }
         let (database, predictor) = (&self.database, &mut self.predictor);
@@ -286,7 +291,7 @@ impl Connection {
                 .to_owned();
             return Err(Error::Setting { name: "litestream_time".to_owned(), why });
         }
-        if !self.database.process.is_this() {
+        if self.is_inherited() {
             return Err(Error::Forked);
         }
         if value.trim().eq_ignore_ascii_case("latest") {

@@ -12,8 +12,11 @@ use crate::{Error, Result};
 /// What SQLite says about a database that is opened: its name and the parameters behind it.
 pub(crate) struct Parameters<'a> {
     path: String,
-    lookup: Box<dyn Fn(&str) -> Option<String> + 'a>,
+    lookup: Lookup<'a>,
 }
+
+/// What a parameter of the URI says.
+type Lookup<'a> = Box<dyn Fn(&str) -> Option<String> + 'a>;
 
 /// Where a value was found, for messages, and the value.
 type Found = (String, String);

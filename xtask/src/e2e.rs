@@ -16,9 +16,11 @@ use world::{Backend, World};
 
 mod compact;
 mod encoder;
+mod hosts;
 mod juicefs;
 mod live;
 mod page_sizes;
+mod sandwiches;
 mod world;
 mod writer;
 
@@ -44,6 +46,9 @@ pub(crate) struct Arguments {
     /// Only this scenario; may be repeated
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
+    /// How long the scenarios that read for a time do so, each
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    seconds: u64,
 }
 
 /// What was checked, in a few words with numbers.
@@ -56,7 +61,7 @@ struct Scenario {
 
 /// Every scenario, in the order in which they run. Those of one backend share a recording, so the compactions, which
 /// change it, stand behind.
-const SCENARIOS: [Scenario; 9] = [
+const SCENARIOS: [Scenario; 13] = [
     Scenario { name: "minio-live", run: |world| live::live(world, Backend::S3) },
     Scenario { name: "file-live", run: |world| live::live(world, Backend::File) },
     Scenario { name: "bucket-root", run: live::bucket_root },
@@ -66,6 +71,10 @@ const SCENARIOS: [Scenario; 9] = [
     Scenario { name: "our-encoder", run: encoder::our_encoder },
     Scenario { name: "our-compaction", run: encoder::our_compaction },
     Scenario { name: "juicefs", run: juicefs::juicefs },
+    Scenario { name: "vfs-sqlite3", run: hosts::vfs_sqlite3 },
+    Scenario { name: "vfs-hosts", run: hosts::vfs_hosts },
+    Scenario { name: "vfs-go", run: hosts::vfs_go },
+    Scenario { name: "vfs-process", run: hosts::vfs_process },
 ];
 
 #[derive(Tabled)]
@@ -121,9 +130,12 @@ fn attempt(scenario: &Scenario, world: &mut World) -> Row {
     Row { scenario: scenario.name, checked, seconds, result }
 }
 
-/// Our program, as it is now.
+/// Our program, our extension and our Rust example, as they are now.
 fn build() -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    run_to_end("cargo build -p litestream", Command::new(cargo).args(["build", "--quiet", "-p", "litestream"]))
-        .map(drop)
+    for arguments in [&["-p", "litestream", "-p", "litestream-vfs"][..], &["-p", "litestream-vfs", "--examples"]] {
+        let name = format!("cargo build {}", arguments.join(" "));
+        run_to_end(&name, Command::new(&cargo).args(["build", "--quiet"]).args(arguments))?;
+    }
+    Ok(())
 }

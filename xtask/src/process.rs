@@ -2,6 +2,7 @@
 //! deadline. Knows nothing of what runs.
 
 use std::fs;
+use std::io::{Seek, Write};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -118,6 +119,32 @@ pub(crate) fn run(name: &str, command: &mut Command) -> Result<String> {
     Err(anyhow!("{name} failed ({}):\n{}", output.status, tail(&String::from_utf8_lossy(&said), 15)))
 }
 
+/// How a command ended, and what it said where.
+#[derive(Debug)]
+pub(crate) struct Said {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// Runs `command` to its end, with that input. Its exit code is returned, not judged.
+///
+/// # Errors
+/// It cannot be started, or has not ended before the deadline; then it is killed, and the error carries what it said.
+pub(crate) fn converse(name: &str, command: &mut Command, input: &str, deadline: Duration) -> Result<Said> {
+    let (mut stdin, stdout, stderr) = (tempfile::tempfile()?, NamedTempFile::new()?, NamedTempFile::new()?);
+    stdin.write_all(input.as_bytes())?;
+    stdin.rewind()?;
+    let child = command.stdin(stdin).stdout(stdout.reopen()?).stderr(stderr.reopen()?).spawn();
+    let child = child.with_context(|| format!("cannot start {name}"))?;
+    let read =
+        |file: &NamedTempFile| -> Result<String> { Ok(String::from_utf8_lossy(&fs::read(file.path())?).into_owned()) };
+    // Dropping it kills it.
+    let mut process = Process { name: name.to_owned(), child, log: stderr };
+    let status = process.wait(deadline)?;
+    Ok(Said { status, stdout: read(&stdout)?, stderr: read(&process.log)? })
+}
+
 /// The last lines of a text.
 pub(crate) fn tail(text: &str, lines: usize) -> String {
     let all: Vec<&str> = text.trim_end().lines().collect();
@@ -140,6 +167,17 @@ mod tests {
         let error = process.wait_until("good news", Duration::from_secs(10), || Ok(None::<()>)).unwrap_err();
         let text = format!("{error:#}");
         assert!(text.contains("oh no") && text.contains("exit status: 3") && text.contains("good news"), "{text}");
+    }
+
+    #[test]
+    fn a_conversation_keeps_what_was_said_apart() {
+        let mut cat = Command::new("sh");
+        let said =
+            converse("sh", cat.args(["-c", "cat; echo oh >&2; exit 3"]), "hello", Duration::from_secs(10)).unwrap();
+        assert_eq!((said.stdout.as_str(), said.stderr.as_str()), ("hello", "oh\n"));
+        assert_eq!(said.status.code(), Some(3));
+        let error = converse("sleep", Command::new("sleep").arg("600"), "", Duration::ZERO).unwrap_err();
+        assert!(format!("{error:#}").contains("sleep to end"), "{error:#}");
     }
 
     #[test]

@@ -17,6 +17,8 @@ use crate::litestream::Litestream;
 use crate::minio::Minio;
 use crate::process::{run, tail};
 
+mod hosts;
+
 /// The Litestream that ours is compared with.
 pub(crate) const LITESTREAM: &str = "0.5.17";
 /// The oldest 0.5 that the package index holds; it writes legacy page frames.
@@ -214,6 +216,8 @@ pub(crate) fn check() -> Result<()> {
     }
     println!("vfs         {}", tools.litestream_vfs()?.display());
     println!("juicefs     {}", run("juicefs version", Command::new(tools.juicefs()?).arg("version"))?.trim());
+
+    hosts::check(&tools)?;
 
     let minio = Minio::start(&tools.minio()?, &["check"])?;
     let folder = tempfile::tempdir()?;

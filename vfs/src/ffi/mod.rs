@@ -14,7 +14,7 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use api::{Api, EntryPoint, IoMethods, Sqlite, SqliteFile, Vfs, c_string, code};
+use api::{Api, EntryPoint, IoMethods, Sqlite, SqliteFile, Symbol, Vfs, c_string, code};
 
 use crate::connection::{Connection, Pragma};
 use crate::settings::Parameters;
@@ -184,10 +184,10 @@ unsafe fn host(table: *const c_void) -> Result<&'static Host, String> {
         delete: x_delete,
         access: x_access,
         full_pathname: x_full_pathname,
-        dl_open: None,
-        dl_error: None,
-        dl_sym: None,
-        dl_close: None,
+        dl_open: Some(x_dl_open),
+        dl_error: Some(x_dl_error),
+        dl_sym: Some(x_dl_sym),
+        dl_close: Some(x_dl_close),
         randomness: x_randomness,
         sleep: x_sleep,
         current_time: x_current_time,
@@ -320,7 +320,15 @@ unsafe extern "C" fn x_close(file: *mut SqliteFile) -> c_int {
         let file = file.cast::<File>();
         let open = Box::from_raw(std::mem::replace(&mut (*file).open, std::ptr::null_mut()));
         (*file).base.methods = std::ptr::null();
-        lock(&open.connection).close();
+        let inherited = {
+            let mut connection = lock(&open.connection);
+            connection.close();
+            connection.is_inherited()
+        };
+        if inherited {
+            // To drop its client would wake the parent's threads, by queues whose locks they may have held when it forked.
+            std::mem::forget(open);
+        }
         code::OK
     })
 }
@@ -468,6 +476,45 @@ unsafe extern "C" fn x_full_pathname(_: *mut Vfs, name: *const c_char, room: c_i
             code::CANTOPEN
         }
     })
+}
+
+// SQLite calls these without asking whether they are there, for extensions that are loaded into a connection of ours:
+// go-sqlite3 loads its own into each one.
+
+unsafe extern "C" fn x_dl_open(vfs: *mut Vfs, path: *const c_char) -> *mut c_void {
+    // SAFETY: passed on as it came, with the VFS that it is for.
+    unsafe {
+        let default = host_of(vfs).default;
+        (*default).dl_open.map_or(std::ptr::null_mut(), |dl_open| dl_open(default, path))
+    }
+}
+
+unsafe extern "C" fn x_dl_error(vfs: *mut Vfs, room: c_int, into: *mut c_char) {
+    // SAFETY: passed on as it came, with the VFS that it is for. Without it, SQLite's own text stays.
+    unsafe {
+        let default = host_of(vfs).default;
+        if let Some(dl_error) = (*default).dl_error {
+            dl_error(default, room, into);
+        }
+    }
+}
+
+unsafe extern "C" fn x_dl_sym(vfs: *mut Vfs, library: *mut c_void, name: *const c_char) -> Option<Symbol> {
+    // SAFETY: passed on as it came, with the VFS that it is for; the library is from `x_dl_open`, so from there.
+    unsafe {
+        let default = host_of(vfs).default;
+        (*default).dl_sym.and_then(|dl_sym| dl_sym(default, library, name))
+    }
+}
+
+unsafe extern "C" fn x_dl_close(vfs: *mut Vfs, library: *mut c_void) {
+    // SAFETY: passed on as it came, with the VFS that it is for; the library is from `x_dl_open`, so from there.
+    unsafe {
+        let default = host_of(vfs).default;
+        if let Some(dl_close) = (*default).dl_close {
+            dl_close(default, library);
+        }
+    }
 }
 
 unsafe extern "C" fn x_randomness(vfs: *mut Vfs, len: c_int, into: *mut c_char) -> c_int {

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use litestream_fixtures::db::{checked_content_sha256, sha256_file};
@@ -39,6 +40,8 @@ pub(super) struct World {
     litestream: Litestream,
     ours: PathBuf,
     store: Store,
+    /// How long the scenarios that read for a time do so.
+    pub(super) reading: Duration,
     work: TempDir,
     outputs: AtomicU32,
     /// One recording for each backend, made when the first scenario wants it.
@@ -125,7 +128,8 @@ impl World {
         let store = Store::new(arguments, &tools)?;
         let work = tempfile::Builder::new().prefix("e2e-").tempdir()?;
         let (outputs, live, written) = (AtomicU32::new(0), BTreeMap::new(), Vec::new());
-        Ok(World { tools, litestream, ours, store, work, outputs, live, written })
+        let reading = Duration::from_secs(arguments.seconds);
+        Ok(World { tools, litestream, ours, store, reading, work, outputs, live, written })
     }
 
     /// A new, empty folder.
@@ -133,6 +137,11 @@ impl World {
         let folder = self.work.path().join(name);
         fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         Ok(folder)
+    }
+
+    /// The folder for all else.
+    pub(super) fn work(&self) -> &Path {
+        self.work.path()
     }
 
     /// A path where no file is yet.
@@ -279,6 +288,11 @@ impl World {
             }
             Ok(())
         })
+    }
+
+    /// Gives any command the keys of the store.
+    pub(super) fn authorize(&self, command: &mut Command) {
+        self.store.authorize(command);
     }
 
     fn real(&self) -> Command {
