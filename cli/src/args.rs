@@ -118,7 +118,9 @@ pub(crate) enum IntegrityCheck {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   litestream compact /var/lib/my.db
-  litestream compact --dry-run s3://bucket/my.db")]
+  litestream compact --dry-run s3://bucket/my.db
+  # a replica that no configuration file knows: its snapshots are kept unless you say for how long
+  litestream compact --retention 7d s3://bucket/my.db")]
 pub(crate) struct CompactArgs {
     /// A database of the configuration file, or a replica's URL.
     #[arg(value_name = "DB|URL")]
@@ -132,6 +134,10 @@ pub(crate) struct CompactArgs {
     /// Do not delete files that retention no longer needs.
     #[arg(long)]
     pub(crate) no_retention: bool,
+    /// Delete what is not needed to restore any moment within this time [default: as configured for the database that has this replica; nothing is
+    /// deleted where none is known].
+    #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with = "no_retention")]
+    pub(crate) retention: Option<Duration>,
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,
