@@ -8,7 +8,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -491,7 +491,7 @@ impl Spool {
         let mut path = output.temporary().as_os_str().to_owned();
         path.push("-wal");
         let path = PathBuf::from(path);
-        let file = File::options().read(true).write(true).create_new(true).open(&path);
+        let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path);
         let file = file.map_err(Error::io("create", &path))?;
         std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
         Ok(Self { file, path })

@@ -6,6 +6,7 @@
 //! newest version, straight to its place. Nothing is re-encoded and nothing is written twice. Every byte read is covered by its file's checksum,
 //! and the database appears under its name only when it is complete, verified and synced.
 
+mod aside;
 mod decode;
 mod error;
 pub mod legacy;
