@@ -20,6 +20,7 @@ use ltx::{Commit, PageSize, Pgno, Timestamp, Txid};
 use lz4_flex::frame::FrameDecoder;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use crate::finish::{Unlink, finish};
 use crate::restore::blocking;
 use crate::{Error, Output, Progress, RestoreOptions, Result};
 
@@ -211,6 +212,7 @@ pub async fn restore(
         Meter { done: 0, total: objects.iter().map(|object| object.size).sum(), tell: options.progress.clone() };
     meter.tell();
     let output = Output::create(path, options.overwrite)?;
+    let unlink = Unlink::new(&output);
     let (sender, receiver) = mpsc::unbounded_channel();
     let pipe = Pipe { receiver, meter };
     let rebuilt = blocking(move || rebuild(&plan, pipe, &output).map(|restored| (restored, output)));
@@ -218,15 +220,7 @@ pub async fn restore(
     // Where a read has failed, that is why the rest went missing.
     fed?;
     let (restored, output) = rebuilt?;
-    let (check, overwrite) = (options.check.clone(), options.overwrite);
-    blocking(move || {
-        output.sync()?;
-        if let Some(check) = check {
-            check(output.temporary()).map_err(Error::Check)?;
-        }
-        output.publish(overwrite)
-    })
-    .await?;
+    finish(output, unlink, options).await?;
     Ok(restored)
 }
 

@@ -9,10 +9,12 @@
 mod aside;
 mod decode;
 mod error;
+mod finish;
 pub mod legacy;
 mod output;
 mod restore;
 
 pub use error::{Error, Result};
+pub use finish::Publishing;
 pub use output::{Output, Overwrite};
 pub use restore::{Check, Progress, RestoreOptions, Restored, restore, restore_plan};

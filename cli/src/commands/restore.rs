@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use indicatif::ProgressBar;
 use jiff::Zoned;
 use litestream_hydrate::legacy::{self, Legacy, LtxTimes, RestoredLegacy, prefers_legacy};
-use litestream_hydrate::{Check, Error, Output, Overwrite, RestoreOptions, Restored, restore_plan};
+use litestream_hydrate::{Check, Error, Output, Overwrite, Publishing, RestoreOptions, Restored, restore_plan};
 use litestream_pageindex::{Error as PlanError, Listing, Plan, Target, find, time_of};
 use litestream_storage::{Replica, format_time};
 use ltx::Timestamp;
@@ -49,7 +49,7 @@ struct PlannedFile {
     size: u64,
 }
 
-pub(crate) async fn run(common: &Common, args: &RestoreArgs) -> anyhow::Result<()> {
+pub(crate) async fn run(common: &Common, args: &RestoreArgs, publishing: &Publishing) -> anyhow::Result<()> {
     let target = target(args)?;
     let place = place::find(common, &args.source).await?;
     let path = output_path(args, &place)?;
@@ -69,7 +69,7 @@ pub(crate) async fn run(common: &Common, args: &RestoreArgs) -> anyhow::Result<(
         chosen => chosen?,
     };
     let bar = output::progress("restoring");
-    let options = options(args, target, overwrite, &bar);
+    let options = RestoreOptions { publishing: publishing.clone(), ..options(args, target, overwrite, &bar) };
     match source {
         Source::Ltx(plan, _) if args.dry_run => describe(args, &path, replica, &plan),
         Source::Ltx(plan, listing) => {
@@ -202,6 +202,7 @@ fn options(args: &RestoreArgs, target: Target, overwrite: Overwrite, bar: &Progr
             shown.set_length(progress.total);
             shown.set_position(progress.done);
         }),
+        ..RestoreOptions::default()
     }
 }
 
