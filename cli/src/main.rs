@@ -19,7 +19,14 @@ const CLEAN_UP: Duration = Duration::from_secs(5);
 fn main() -> ExitCode {
     // clap prints help on stdout with code 0 and usage errors on stderr with code 2.
     let arguments = Arguments::parse_from(args::normalize(std::env::args_os()));
-    output::set_up_logging(arguments.log_level);
+    let (log_level, odd) = match arguments.log_level {
+        Some(level) => (level, None),
+        None => args::log_level_of(std::env::var_os("LOG_LEVEL").as_deref()),
+    };
+    output::set_up_logging(log_level);
+    if let Some(odd) = odd {
+        output::note(&odd);
+    }
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
