@@ -18,9 +18,9 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) common: Common,
-    /// What to log: error, warn, info, debug or trace.
-    #[arg(long, global = true, value_name = "LEVEL", default_value = "warn", env = "LOG_LEVEL", hide_env = true)]
-    pub(crate) log_level: tracing::Level,
+    /// What to log: error, warn, info, debug or trace [default: $LOG_LEVEL or warn].
+    #[arg(long, global = true, value_name = "LEVEL", value_parser = log_level)]
+    pub(crate) log_level: Option<tracing::Level>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -35,7 +35,7 @@ pub(crate) struct Common {
     #[arg(long, global = true)]
     pub(crate) no_expand_env: bool,
     /// How long to go on trying when a store does not answer.
-    #[arg(long, global = true, value_name = "DURATION", default_value = "1m", value_parser = duration)]
+    #[arg(long, global = true, value_name = "DURATION", default_value = "1m", value_parser = some_time)]
     pub(crate) retry_timeout: Duration,
 }
 
@@ -121,7 +121,9 @@ pub(crate) enum IntegrityCheck {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   litestream compact /var/lib/my.db
-  litestream compact --dry-run s3://bucket/my.db")]
+  litestream compact --dry-run s3://bucket/my.db
+  # a replica that no configuration file knows: its snapshots are kept unless you say for how long
+  litestream compact --retention 7d s3://bucket/my.db")]
 pub(crate) struct CompactArgs {
     /// A database of the configuration file, or a replica's URL.
     #[arg(value_name = "DB|URL")]
@@ -135,6 +137,10 @@ pub(crate) struct CompactArgs {
     /// Do not delete files that retention no longer needs.
     #[arg(long)]
     pub(crate) no_retention: bool,
+    /// Delete what is not needed to restore any moment within this time [default: as configured for the database that has this replica; nothing is
+    /// deleted where none is known].
+    #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with = "no_retention")]
+    pub(crate) retention: Option<Duration>,
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -213,8 +219,40 @@ pub(crate) struct ManArgs {
     pub(crate) folder: PathBuf,
 }
 
+/// What to log where the command line does not say, and what is odd about the environment's `LOG_LEVEL`. Other programs read that, too: a value that only
+/// they know must not stop a command.
+pub(crate) fn log_level_of(variable: Option<&std::ffi::OsStr>) -> (tracing::Level, Option<String>) {
+    const DEFAULT: tracing::Level = tracing::Level::WARN;
+    let Some(text) = variable.map(|text| text.to_string_lossy()).filter(|text| !text.trim().is_empty()) else {
+        return (DEFAULT, None);
+    };
+    match log_level(&text) {
+        Ok(level) => (level, None),
+        Err(error) => (DEFAULT, Some(format!("LOG_LEVEL {text:?} in the environment is ignored: {error}"))),
+    }
+}
+
+fn log_level(text: &str) -> Result<tracing::Level, String> {
+    use litestream_config::LogLevel;
+    match LogLevel::parse(text) {
+        Some(LogLevel::Trace) => Ok(tracing::Level::TRACE),
+        Some(LogLevel::Debug) => Ok(tracing::Level::DEBUG),
+        Some(LogLevel::Info) => Ok(tracing::Level::INFO),
+        Some(LogLevel::Warn) => Ok(tracing::Level::WARN),
+        Some(LogLevel::Error) => Ok(tracing::Level::ERROR),
+        None => Err("a level is error, warn, info, debug or trace".to_owned()),
+    }
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     litestream_config::units::parse_duration(text).map_err(|error| error.to_string())
+}
+
+fn some_time(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("not even one try fits into that: give at least a few seconds".to_owned()),
+        time => Ok(time),
+    }
 }
 
 fn level(text: &str) -> Result<LevelFilter, String> {
@@ -259,6 +297,19 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_log_level_of_other_programs_is_passed_over() {
+        let level = |text: &str| log_level_of(Some(text.as_ref()));
+        assert_eq!(log_level_of(None), (tracing::Level::WARN, None));
+        for text in ["", " ", "warning", "WARN"] {
+            assert_eq!(level(text), (tracing::Level::WARN, None), "{text:?}");
+        }
+        assert_eq!(level("Info"), (tracing::Level::INFO, None));
+        let (used, note) = level("notice");
+        assert_eq!(used, tracing::Level::WARN);
+        assert!(note.unwrap().contains("\"notice\""));
     }
 
     #[test]

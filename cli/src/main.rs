@@ -6,11 +6,13 @@ mod output;
 mod place;
 mod shell;
 
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use args::{Arguments, Command};
 use clap::Parser;
+use litestream_hydrate::Publishing;
 
 /// How long work that is cancelled may take to clean up behind itself.
 const CLEAN_UP: Duration = Duration::from_secs(5);
@@ -18,7 +20,14 @@ const CLEAN_UP: Duration = Duration::from_secs(5);
 fn main() -> ExitCode {
     // clap prints help on stdout with code 0 and usage errors on stderr with code 2.
     let arguments = Arguments::parse_from(args::normalize(std::env::args_os()));
-    output::set_up_logging(arguments.log_level);
+    let (log_level, odd) = match arguments.log_level {
+        Some(level) => (level, None),
+        None => args::log_level_of(std::env::var_os("LOG_LEVEL").as_deref()),
+    };
+    output::set_up_logging(log_level);
+    if let Some(odd) = odd {
+        output::note(&odd);
+    }
     match run(arguments) {
         Ok(code) => code,
         Err(error) => {
@@ -34,21 +43,33 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         return commands::vfs_shell::run(&arguments.common, args);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let outcome = runtime.block_on(async {
-        tokio::select! {
-            outcome = dispatch(arguments) => outcome,
-            // What is dropped here removes its temporary files and aborts its uploads.
-            signal = interrupted() => Err(signal),
-        }
-    });
+    let publishing = Publishing::default();
+    let outcome = runtime.block_on(until_interrupted(dispatch(arguments, &publishing), interrupted(), &publishing));
     runtime.shutdown_timeout(CLEAN_UP);
     outcome.map(|()| ExitCode::SUCCESS)
 }
 
-async fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
+/// Runs `work` to its end, or until a signal comes; but what has begun to put a database in place is not left half way.
+async fn until_interrupted(
+    work: impl Future<Output = anyhow::Result<()>>,
+    signal: impl Future<Output = anyhow::Error>,
+    publishing: &Publishing,
+) -> anyhow::Result<()> {
+    let mut work = pin!(work);
+    tokio::select! {
+        outcome = &mut work => return outcome,
+        // What is dropped here removes its temporary files and aborts its uploads.
+        signal = signal => if !publishing.has_begun() {
+            return Err(signal);
+        },
+    }
+    work.await
+}
+
+async fn dispatch(arguments: Arguments, publishing: &Publishing) -> anyhow::Result<()> {
     let common = arguments.common;
     match arguments.command {
-        Command::Restore(args) => commands::restore::run(&common, &args).await,
+        Command::Restore(args) => commands::restore::run(&common, &args, publishing).await,
         Command::Compact(args) => commands::compact::run(&common, &args).await,
         Command::Ltx(args) => commands::ltx::run(&common, &args).await,
         // Taken out before; see `run`.
@@ -74,4 +95,34 @@ async fn interrupted() -> anyhow::Error {
         }
     };
     anyhow::anyhow!("{name}; nothing was changed that is not complete")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn outcome(begun: bool) -> anyhow::Result<()> {
+        let publishing = Publishing::default();
+        // The signal comes after the work has begun, and before its end.
+        let work = async {
+            if begun {
+                publishing.begin();
+            }
+            for _ in 0..9 {
+                tokio::task::yield_now().await;
+            }
+            Ok(())
+        };
+        let signal = async {
+            tokio::task::yield_now().await;
+            anyhow::anyhow!("interrupted")
+        };
+        until_interrupted(work, signal, &publishing).await
+    }
+
+    #[tokio::test]
+    async fn a_signal_stops_what_has_not_begun_to_publish_and_waits_for_what_has() {
+        assert_eq!(outcome(false).await.unwrap_err().to_string(), "interrupted");
+        outcome(true).await.unwrap();
+    }
 }

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use litestream_config::{self as config, Config, DbConfig, LoadError};
-use litestream_storage::config::{ReplicaConfig, is_url};
+use litestream_config::{self as config, Config, DbConfig, DbEntry, DirConfig, LoadError};
+use litestream_storage::config::{Location, ReplicaConfig, is_url};
 use litestream_storage::{Replica, RetryPolicy};
 
 use crate::args::Common;
@@ -12,8 +12,10 @@ use crate::output;
 
 /// What a user named.
 pub(crate) struct Place {
-    /// The database's own path, where it comes from the configuration.
+    /// The database as the configuration has it, where it comes from there.
     pub(crate) database: Option<DbConfig>,
+    /// The replica's address, where that was named.
+    address: Option<ReplicaConfig>,
     /// Its replicas, opened; at least one.
     pub(crate) replicas: Vec<Replica>,
     /// The configuration file's settings, where there is one.
@@ -69,7 +71,8 @@ pub(crate) async fn find(common: &Common, source: &str) -> anyhow::Result<Place>
         let result = litestream_storage::open(replica, policy(common)).await;
         opened.push(if database.is_some() { result.with_context(|| format!("replica {replica}"))? } else { result? });
     }
-    Ok(Place { database, replicas: opened, config })
+    let address = if database.is_some() { None } else { replicas.into_iter().next() };
+    Ok(Place { database, address, replicas: opened, config })
 }
 
 /// Finds what `source` names: a URL, or a database of the configuration file.
@@ -120,6 +123,99 @@ pub(crate) fn only(common: &Common) -> anyhow::Result<Named> {
         _ => {
             let names: Vec<String> = databases.iter().map(|database| database.path.display().to_string()).collect();
             bail!("{} lists several databases: name one of {}", path.display(), names.join(", "))
+        }
+    }
+}
+/// As [`find`]; and where `source` is a URL, with the settings of the database whose replica lies there, if the configuration knows one.
+pub(crate) async fn find_with_settings(common: &Common, source: &str) -> anyhow::Result<Place> {
+    let mut place = find(common, source).await?;
+    if let Some(address) = &place.address
+        && let (_, Some(config)) = load_config(common)?
+        && let Some(database) = owner(&config, address)
+    {
+        place.database = Some(database);
+        place.config = Some(config);
+    }
+    Ok(place)
+}
+
+/// The database of the configuration that has this replica. Its own entry goes before a directory's.
+fn owner(config: &Config, address: &ReplicaConfig) -> Option<DbConfig> {
+    let own = config.dbs.iter().find_map(|entry| match entry {
+        DbEntry::Database(database) => {
+            let here = |replica: &config::Replica| below(&replica.config, address).is_some_and(|rest| rest.is_empty());
+            database.replicas.iter().any(here).then(|| database.clone())
+        }
+        DbEntry::Directory(_) => None,
+    });
+    own.or_else(|| {
+        config.dbs.iter().find_map(|entry| match entry {
+            DbEntry::Database(_) => None,
+            DbEntry::Directory(folder) => owner_in(folder, address),
+        })
+    })
+}
+
+/// Replicas of a folder's databases lie at their relative paths.
+fn owner_in(folder: &DirConfig, address: &ReplicaConfig) -> Option<DbConfig> {
+    folder.replicas.iter().find_map(|replica| {
+        let relative = below(&replica.config, address).filter(|rest| !rest.is_empty())?;
+        folder.database(&folder.dir.join(relative))
+    })
+}
+
+/// Where `address` lies below `base`, empty where it is the same place. Only what says *where* counts.
+fn below(base: &ReplicaConfig, address: &ReplicaConfig) -> Option<String> {
+    match (&base.location, &address.location) {
+        (Location::S3(base), Location::S3(address)) => {
+            let same_store = (&base.bucket, &base.endpoint) == (&address.bucket, &address.endpoint);
+            let rest = address.path.strip_prefix(&base.path).filter(|_| same_store)?;
+            match rest.strip_prefix('/') {
+                Some(rest) => Some(rest.to_owned()),
+                None if rest.is_empty() || base.path.is_empty() => Some(rest.to_owned()),
+                None => None,
+            }
+        }
+        (Location::File(base), Location::File(address)) => {
+            let rest = real(&address.path);
+            Some(rest.strip_prefix(real(&base.path)).ok()?.to_str()?.to_owned())
+        }
+        _ => None,
+    }
+}
+
+/// The place behind a path, which may be relative, or a symbolic link.
+fn real(path: &Path) -> PathBuf {
+    std::fs::canonicalize(path).unwrap_or_else(|_| config::database_path(path, None))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_database_of_a_replica_is_found_by_its_address() {
+        let text = "
+dbs:
+  - path: /data/a.db
+    snapshot: {retention: 48h}
+    replica: {url: 's3://bucket/a?endpoint=http://127.0.0.1:9000&region=here'}
+  - path: /data/b.db
+    replicas: [{url: 's3://other/b'}, {type: file, path: /backup/x/../b}]
+  - dir: /data/many
+    pattern: '*.db'
+    recursive: true
+    replica: {url: 's3://bucket/many'}
+";
+        let config = Config::parse(text, Path::new("litestream.yml"), false, &|_| None).unwrap();
+        let found = |url: &str| owner(&config, &ReplicaConfig::from_url(url).unwrap()).map(|database| database.path);
+        assert_eq!(found("s3://bucket/a?endpoint=http://127.0.0.1:9000"), Some("/data/a.db".into()));
+        assert_eq!(found("s3://other/b/"), Some("/data/b.db".into()));
+        assert_eq!(found("file:///backup/b"), Some("/data/b.db".into()));
+        assert_eq!(found("s3://bucket/many/x/c.db"), Some("/data/many/x/c.db".into()));
+        for elsewhere in ["s3://bucket/a", "s3://other/bb", "s3://other/b/c", "s3://bucket/many", "s3://bucket/many/c"]
+        {
+            assert_eq!(found(elsewhere), None, "{elsewhere}");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 /// This crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a database could not be rebuilt. Whatever it is, nothing was left at the output path, and what was there still is.
+/// Why a database could not be rebuilt. Whatever it is but [`Error::NotPutBack`], nothing was left at the output path, and what was there still is.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -41,6 +41,14 @@ pub enum Error {
         /// Why it failed.
         source: std::io::Error,
     },
+    /// The replacement of a database failed half way, and so did the way back.
+    #[error("{error}; the database that was there could not be put back: it is kept as {}", list(names))]
+    NotPutBack {
+        /// Why it was not replaced.
+        error: Box<Error>,
+        /// Where its files are.
+        names: Vec<PathBuf>,
+    },
     /// The restored database failed the caller's check.
     #[error("{0}")]
     Check(String),
@@ -55,6 +63,10 @@ pub enum Error {
     /// A thread of ours died.
     #[error("a worker failed: {0}")]
     Worker(String),
+}
+
+fn list(names: &[PathBuf]) -> String {
+    names.iter().map(|name| name.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 impl Error {

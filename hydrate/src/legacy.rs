@@ -8,7 +8,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,6 +20,7 @@ use ltx::{Commit, PageSize, Pgno, Timestamp, Txid};
 use lz4_flex::frame::FrameDecoder;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use crate::finish::{Unlink, finish};
 use crate::restore::blocking;
 use crate::{Error, Output, Progress, RestoreOptions, Result};
 
@@ -211,6 +212,7 @@ pub async fn restore(
         Meter { done: 0, total: objects.iter().map(|object| object.size).sum(), tell: options.progress.clone() };
     meter.tell();
     let output = Output::create(path, options.overwrite)?;
+    let unlink = Unlink::new(&output);
     let (sender, receiver) = mpsc::unbounded_channel();
     let pipe = Pipe { receiver, meter };
     let rebuilt = blocking(move || rebuild(&plan, pipe, &output).map(|restored| (restored, output)));
@@ -218,15 +220,7 @@ pub async fn restore(
     // Where a read has failed, that is why the rest went missing.
     fed?;
     let (restored, output) = rebuilt?;
-    let (check, overwrite) = (options.check.clone(), options.overwrite);
-    blocking(move || {
-        output.sync()?;
-        if let Some(check) = check {
-            check(output.temporary()).map_err(Error::Check)?;
-        }
-        output.publish(overwrite)
-    })
-    .await?;
+    finish(output, unlink, options).await?;
     Ok(restored)
 }
 
@@ -491,7 +485,7 @@ impl Spool {
         let mut path = output.temporary().as_os_str().to_owned();
         path.push("-wal");
         let path = PathBuf::from(path);
-        let file = File::options().read(true).write(true).create_new(true).open(&path);
+        let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path);
         let file = file.map_err(Error::io("create", &path))?;
         std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
         Ok(Self { file, path })

@@ -6,12 +6,15 @@
 //! newest version, straight to its place. Nothing is re-encoded and nothing is written twice. Every byte read is covered by its file's checksum,
 //! and the database appears under its name only when it is complete, verified and synced.
 
+mod aside;
 mod decode;
 mod error;
+mod finish;
 pub mod legacy;
 mod output;
 mod restore;
 
 pub use error::{Error, Result};
+pub use finish::Publishing;
 pub use output::{Output, Overwrite};
 pub use restore::{Check, Progress, RestoreOptions, Restored, restore, restore_plan};

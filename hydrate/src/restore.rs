@@ -3,7 +3,7 @@
 //! Files are opened newest first, many at once. As soon as a file's index is known, it claims the pages that no newer file has claimed, and its frames
 //! are decoded while older files still arrive: each file is read once, each page written once.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -16,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 use crate::decode::{Bits, decode};
+use crate::finish::{Publishing, Unlink, finish};
 use crate::{Error, Output, Overwrite, Result};
 
 /// About how many bytes one request for part of a large file reads.
@@ -41,6 +42,8 @@ pub struct RestoreOptions {
     pub check: Option<Arc<Check>>,
     /// Told how far the restore is, from whatever thread.
     pub progress: Arc<dyn Fn(Progress) + Send + Sync>,
+    /// Told when it is too late to give the restore up.
+    pub publishing: Publishing,
 }
 
 impl Default for RestoreOptions {
@@ -51,6 +54,7 @@ impl Default for RestoreOptions {
             parallelism: 128,
             check: None,
             progress: Arc::new(|_| {}),
+            publishing: Publishing::default(),
         }
     }
 }
@@ -96,6 +100,8 @@ pub struct Restored {
 /// Nothing but a temporary file beside `path` exists until the database is complete, every file's checksum has been verified, the check has passed and
 /// everything is synced; then it appears at once. Files that vanish meanwhile lead to a new plan for the same TXID.
 ///
+/// A restore that is dropped ends the same way, unless [`RestoreOptions::publishing`] says that it has begun to put the database in place.
+///
 /// Memory stays within about 100 MiB and a few bytes a page, whatever the database's size.
 ///
 /// # Errors
@@ -139,24 +145,6 @@ struct Restore {
     options: RestoreOptions,
 }
 
-/// Removes the temporary file as soon as an attempt has failed or was given up, even while workers on other threads still finish their last piece.
-struct Unlink(Option<PathBuf>);
-
-impl Unlink {
-    fn leave_it(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Unlink {
-    fn drop(&mut self) {
-        if let Some(path) = &self.0 {
-            // Whoever holds the file open last removes what this could not.
-            let _ = std::fs::remove_file(path);
-        }
-    }
-}
-
 struct Meter {
     done: AtomicU64,
     total: u64,
@@ -191,7 +179,7 @@ impl Restore {
 
     async fn run(self, plan: &Plan) -> Result<Restored> {
         let this = Arc::new(self);
-        let unlink = Unlink(Some(this.output.temporary().to_owned()));
+        let unlink = Unlink::new(&this.output);
         let mut workers: JoinSet<Result<()>> = JoinSet::new();
         let restored = this.clone().read_files(plan, &mut workers).await?;
         while let Some(done) = workers.join_next().await {
@@ -203,15 +191,7 @@ impl Restore {
         let Some(output) = Arc::into_inner(output) else {
             return Err(Error::Worker("a worker still writes".into()));
         };
-        unlink.leave_it();
-        blocking(move || {
-            output.sync()?;
-            if let Some(check) = &options.check {
-                check(output.temporary()).map_err(Error::Check)?;
-            }
-            output.publish(options.overwrite)
-        })
-        .await?;
+        finish(output, unlink, &options).await?;
         Ok(restored)
     }
 

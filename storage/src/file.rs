@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -90,11 +91,17 @@ impl Backend for FileBackend {
             let file = File::open(&path).map_err(|error| not_found(&url, &key, &path, "open", error))?;
             let metadata = file.metadata().map_err(|error| Error::io("look at", &path, error))?;
             let object = describe(key.clone(), &metadata);
-            let range = backend::resolve(&url, &key, &range, object.size)?;
             // The span is what the caller asked for, cut to what the file really has.
-            let mut buffer = Buffer::take((range.end - range.start) as usize);
-            file.read_exact_at(buffer.as_mut(), range.start).map_err(|error| Error::io("read", &path, error))?;
-            let body = futures::stream::iter([Ok(Bytes::from_owner(buffer))]).boxed();
+            let range = backend::resolve(&url, &key, &range, object.size)?;
+            let mut pieces = Pieces { file, path, rest: range.clone() };
+            let first = pieces.read()?;
+            let rest = futures::stream::try_unfold(pieces, |mut pieces| async {
+                if pieces.rest.is_empty() {
+                    return Ok(None);
+                }
+                blocking(move || Ok(Some((pieces.read()?, pieces)))).await
+            });
+            let body = futures::stream::iter([Ok(first)]).chain(rest).boxed();
             Ok(GetResponse { object, range, body })
         })
         .await
@@ -129,6 +136,26 @@ impl Backend for FileBackend {
             Ok(())
         })
         .await
+    }
+}
+
+/// A span of a file that is read piece by piece, so that a slow disk is seen to get on.
+struct Pieces {
+    file: File,
+    path: PathBuf,
+    /// What has not been read yet.
+    rest: Range<u64>,
+}
+
+impl Pieces {
+    /// The next piece: all of it where that is not too large to be kept in memory that is used again.
+    fn read(&mut self) -> Result<Bytes> {
+        let len = (self.rest.end - self.rest.start).min(Buffer::LARGEST as u64);
+        let mut buffer = Buffer::take(len as usize);
+        let read = self.file.read_exact_at(buffer.as_mut(), self.rest.start);
+        read.map_err(|error| Error::io("read", &self.path, error))?;
+        self.rest.start += len;
+        Ok(Bytes::from_owner(buffer))
     }
 }
 
@@ -365,4 +392,28 @@ fn create_folders(folder: &Path) -> Result<()> {
 
 fn sync_folder(folder: &Path) -> Result<()> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| Error::io("sync", folder, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::GetRange;
+
+    async fn pieces(backend: &FileBackend, range: GetRange) -> Vec<Bytes> {
+        let response = backend.get(&GetRequest { key: "file", range, attempt: 0 }).await.unwrap();
+        response.body.map(Result::unwrap).collect().await
+    }
+
+    #[tokio::test]
+    async fn large_spans_come_in_pieces_and_others_in_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes: Vec<u8> = (0..(9 << 20) + 5u32).map(|at| (at >> 7) as u8).collect();
+        fs::write(folder.path().join("file"), &bytes).unwrap();
+        let backend = FileBackend::new(folder.path());
+        let whole = pieces(&backend, GetRange::Whole).await;
+        assert!(whole.concat() == bytes, "the pieces differ from the file");
+        assert_eq!(whole.iter().map(Bytes::len).collect::<Vec<_>>(), [4 << 20, 4 << 20, (1 << 20) + 5]);
+        let one = pieces(&backend, GetRange::Span(7..7 + (4 << 20))).await;
+        assert!(one == [&bytes[7..7 + (4 << 20)]], "a span of 4 MiB comes in one piece");
+    }
 }

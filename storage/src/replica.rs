@@ -11,7 +11,7 @@ use futures::StreamExt;
 use ltx::{FileName, Timestamp, Txid};
 
 use crate::backend::{Backend, Body, GetRange, GetRequest, ListPage, ListRequest, Precondition, PutOptions, Scope};
-use crate::retry::{Retry, RetryPolicy, within};
+use crate::retry::{Leave, Retry, RetryPolicy, within};
 use crate::{Error, FileInfo, Kind, Level, ObjectInfo, Result};
 
 /// How slowly an upload may go before it is given up: bytes a second.
@@ -169,10 +169,19 @@ impl Replica {
     pub async fn get(&self, key: &str, expected: Option<&ObjectInfo>, range: GetRange) -> Result<(ObjectInfo, Bytes)> {
         // What earlier attempts brought, kept outside of them: the next one asks only for the rest.
         let partial = tokio::sync::Mutex::new(Partial { expected: expected.cloned(), range, bytes: Bytes::new() });
+        let leave = Leave::default();
         self.retry
-            .run("read", key, |attempt, patience| {
-                let partial = &partial;
-                async move { self.get_once(key, &mut *partial.lock().await, attempt, patience).await }
+            .run_with("read", key, &leave, |attempt, patience| {
+                let (partial, leave) = (&partial, &leave);
+                async move {
+                    let mut partial = partial.lock().await;
+                    let before = partial.bytes.len();
+                    let outcome = self.get_once(key, &mut partial, attempt, patience).await;
+                    if partial.bytes.len() > before {
+                        leave.got_on();
+                    }
+                    outcome
+                }
             })
             .await
     }

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -19,9 +19,10 @@ pub struct RetryPolicy {
     pub first_byte: Duration,
     /// How long a body may stand still before the rest of it is asked for on a new connection. Default 5 s.
     pub stall: Duration,
-    /// How long to go on trying one request in all, waiting included. Default 60 s.
+    /// How long to go on trying one request in all, waiting included. A read that gets on begins anew with every attempt that brought bytes, and the
+    /// time that an upload needs at a slow but passable rate does not count. Default 60 s.
     pub total: Duration,
-    /// How often to try one request at most. Default 12.
+    /// How often to try one request at most; for a read, without getting on. Default 12.
     pub attempts: u32,
     /// The first pause between two attempts; later ones double, each shortened at random by up to half. Default 100 ms.
     pub backoff: Duration,
@@ -43,6 +44,26 @@ impl Default for RetryPolicy {
             max_backoff: Duration::from_secs(5),
             seed: 0,
         }
+    }
+}
+
+/// Why attempts may go on for longer than a policy says.
+#[derive(Debug, Default)]
+pub(crate) struct Leave {
+    /// How long each attempt may take without that it counts.
+    pub(crate) allowed: Duration,
+    /// Set by an attempt that got on, so that the next need not do it all: patience begins anew.
+    got_on: AtomicBool,
+}
+
+impl Leave {
+    pub(crate) fn of(allowed: Duration) -> Self {
+        Self { allowed, ..Self::default() }
+    }
+
+    /// Says that an attempt got on.
+    pub(crate) fn got_on(&self) {
+        self.got_on.store(true, Ordering::Relaxed);
     }
 }
 
@@ -75,30 +96,57 @@ impl Retry {
         &self,
         operation: &'static str,
         key: &str,
+        attempt: impl FnMut(u32, Duration) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        self.run_with(operation, key, &Leave::default(), attempt).await
+    }
+
+    /// As [`run`](Self::run), for attempts that may take longer.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub(crate) async fn run_with<T, F>(
+        &self,
+        operation: &'static str,
+        key: &str,
+        leave: &Leave,
         mut attempt: impl FnMut(u32, Duration) -> F,
     ) -> Result<T>
     where
         F: Future<Output = Result<T>>,
     {
-        let started = Instant::now();
-        let mut number = 0;
+        let begun = Instant::now();
+        // What counts begins later with all that does not count.
+        let mut started = begun;
+        let (mut number, mut in_vain) = (0, 0);
         loop {
-            let patience = self.patience(number, started);
+            let patience = self.patience(in_vain, started);
+            let at = Instant::now();
             let cause = match attempt(number, patience).await {
                 Err(Error::Transient { cause, .. }) => cause,
                 done => return done,
             };
             number += 1;
+            if leave.got_on.swap(false, Ordering::Relaxed) {
+                started = Instant::now();
+                in_vain = 0;
+            } else {
+                started += at.elapsed().min(leave.allowed);
+            }
+            in_vain += 1;
             // Towards the end pauses get shorter, so that the last attempt is not far from the limit.
             let left = self.policy.total.saturating_sub(started.elapsed());
-            let pause = self.pause(number).min(left.mul_f64(0.75));
-            if number >= self.policy.attempts || left < self.policy.total / 50 {
+            let pause = self.pause(in_vain).min(left.mul_f64(0.75));
+            if in_vain >= self.policy.attempts || left < self.policy.total / 50 {
                 return Err(Error::Unavailable {
                     url: self.url.clone(),
                     operation,
                     key: key.into(),
                     attempts: number,
-                    elapsed: started.elapsed(),
+                    elapsed: begun.elapsed(),
                     cause,
                 });
             }
@@ -108,7 +156,7 @@ impl Retry {
         }
     }
 
-    /// How long attempt `number` may wait for its first byte, the time that is left in all considered.
+    /// How long an attempt may wait for its first byte after `number` in vain, the time that is left in all considered.
     fn patience(&self, number: u32, started: Instant) -> Duration {
         let left = self.policy.total.saturating_sub(started.elapsed()).max(Duration::from_millis(1));
         let patience = self.policy.first_byte.saturating_mul(1 << number.saturating_sub(1).min(6)).min(left);

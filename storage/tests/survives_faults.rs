@@ -20,10 +20,14 @@ async fn store() -> Arc<dyn Backend> {
 }
 
 async fn faulty(operation: &'static str, faults: Vec<Fault>) -> (Replica, FileInfo) {
+    faulty_with(RetryPolicy::default(), operation, faults).await
+}
+
+async fn faulty_with(policy: RetryPolicy, operation: &'static str, faults: Vec<Fault>) -> (Replica, FileInfo) {
     let store = store().await;
     let plain = Replica::new(store.clone(), RetryPolicy::default());
     let file = plain.level(Level::ZERO, Txid::ZERO).await.unwrap().remove(0);
-    (Replica::new(Arc::new(FaultyBackend::first(store, operation, faults)), RetryPolicy::default()), file)
+    (Replica::new(Arc::new(FaultyBackend::first(store, operation, faults)), policy), file)
 }
 
 #[tokio::test(start_paused = true)]
@@ -33,6 +37,22 @@ async fn a_broken_read_goes_on_where_it_stopped() {
     let stats = replica.stats();
     assert_eq!((stats.gets, stats.retries), (6, 5));
     assert_eq!(stats.bytes_read, 10, "no byte is read twice");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_that_gets_on_is_never_given_up() {
+    // Each of these takes five seconds: far more attempts and time than a read that stands still would get.
+    let policy = RetryPolicy { attempts: 3, total: Duration::from_secs(12), ..RetryPolicy::default() };
+    let (replica, file) = faulty_with(policy, "read", vec![Stall(1); 9]).await;
+    assert_eq!(replica.get_file(&file).await.unwrap(), "0123456789");
+    assert_eq!(replica.stats().gets, 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_that_does_not_get_on_any_more_is_given_up() {
+    let (replica, file) = faulty("read", [vec![Cut(1); 5], vec![Cut(0); 99]].concat()).await;
+    let error = replica.get_file(&file).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable { attempts: 16, .. }), "{error}");
 }
 
 #[tokio::test(start_paused = true)]

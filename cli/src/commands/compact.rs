@@ -42,7 +42,7 @@ impl Step {
 }
 
 pub(crate) async fn run(common: &Common, args: &CompactArgs) -> anyhow::Result<()> {
-    let place = place::find(common, &args.source).await?;
+    let place = place::find_with_settings(common, &args.source).await?;
     let mut steps = Vec::new();
     for replica in &place.replicas {
         let work = Work { replica, args, place: &place };
@@ -56,6 +56,16 @@ pub(crate) async fn run(common: &Common, args: &CompactArgs) -> anyhow::Result<(
     }
     output::table(&steps)?;
     if args.dry_run { output::line("nothing was changed (--dry-run)") } else { Ok(()) }
+}
+
+/// What to delete.
+enum Retention {
+    /// What this policy does not need.
+    Apply(RetentionPolicy),
+    /// Nothing: so it was said.
+    Off,
+    /// Nothing: nobody has said how far back the replica must reach.
+    Unknown,
 }
 
 struct Work<'a> {
@@ -78,11 +88,34 @@ impl Work<'_> {
         if !self.args.no_snapshot {
             listing = self.snapshot(listing, steps).await?;
         }
-        let enabled = self.place.config.as_ref().is_none_or(|config| config.retention_enabled);
-        if enabled && !self.args.no_retention {
-            self.retain(&listing, steps).await?;
+        match self.retention() {
+            Retention::Apply(policy) => self.retain(&listing, &policy, steps).await?,
+            Retention::Off => {}
+            Retention::Unknown => output::note(&format!(
+                "{}: nothing is deleted by retention: no database of a configuration file has this replica, so how far back it must reach is not known; \
+                 say it with --retention, such as --retention 24h",
+                self.replica.url()
+            )),
         }
         Ok(())
+    }
+
+    /// What the command line asks for, or else the replica's owner.
+    fn retention(&self) -> Retention {
+        let owner = self.place.config.as_ref().zip(self.place.database.as_ref());
+        let configured = owner.map(|(config, database)| RetentionPolicy {
+            l0: config.l0_retention,
+            snapshots: database.settings.snapshot.retention,
+        });
+        match (self.args.retention, configured) {
+            _ if self.args.no_retention => Retention::Off,
+            (Some(snapshots), configured) => {
+                Retention::Apply(RetentionPolicy { snapshots, ..configured.unwrap_or_default() })
+            }
+            (None, Some(_)) if owner.is_some_and(|(config, _)| !config.retention_enabled) => Retention::Off,
+            (None, Some(policy)) => Retention::Apply(policy),
+            (None, None) => Retention::Unknown,
+        }
     }
 
     /// Compacts into one level. Returns the listing as it is then.
@@ -137,15 +170,9 @@ impl Work<'_> {
         Ok(listing)
     }
 
-    async fn retain(&self, listing: &Listing, steps: &mut Vec<Step>) -> anyhow::Result<()> {
-        let policy = match (&self.place.config, &self.place.database) {
-            (Some(config), Some(database)) => {
-                RetentionPolicy { l0: config.l0_retention, snapshots: database.settings.snapshot.retention }
-            }
-            _ => RetentionPolicy::default(),
-        };
+    async fn retain(&self, listing: &Listing, policy: &RetentionPolicy, steps: &mut Vec<Step>) -> anyhow::Result<()> {
         let now = Timestamp(jiff::Timestamp::now().as_millisecond());
-        let files = expired(listing, &policy, now);
+        let files = expired(listing, policy, now);
         if !self.args.dry_run {
             self.replica.delete(&files).await?;
         }

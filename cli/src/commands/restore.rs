@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use indicatif::ProgressBar;
 use jiff::Zoned;
 use litestream_hydrate::legacy::{self, Legacy, LtxTimes, RestoredLegacy, prefers_legacy};
-use litestream_hydrate::{Check, Error, Output, Overwrite, RestoreOptions, Restored, restore_plan};
+use litestream_hydrate::{Check, Error, Output, Overwrite, Publishing, RestoreOptions, Restored, restore_plan};
 use litestream_pageindex::{Error as PlanError, Listing, Plan, Target, find, time_of};
 use litestream_storage::{Replica, format_time};
 use ltx::Timestamp;
@@ -49,7 +49,7 @@ struct PlannedFile {
     size: u64,
 }
 
-pub(crate) async fn run(common: &Common, args: &RestoreArgs) -> anyhow::Result<()> {
+pub(crate) async fn run(common: &Common, args: &RestoreArgs, publishing: &Publishing) -> anyhow::Result<()> {
     let target = target(args)?;
     let place = place::find(common, &args.source).await?;
     let path = output_path(args, &place)?;
@@ -69,7 +69,7 @@ pub(crate) async fn run(common: &Common, args: &RestoreArgs) -> anyhow::Result<(
         chosen => chosen?,
     };
     let bar = output::progress("restoring");
-    let options = options(args, target, overwrite, &bar);
+    let options = RestoreOptions { publishing: publishing.clone(), ..options(args, target, overwrite, &bar) };
     match source {
         Source::Ltx(plan, _) if args.dry_run => describe(args, &path, replica, &plan),
         Source::Ltx(plan, listing) => {
@@ -128,7 +128,7 @@ fn output_path(args: &RestoreArgs, place: &Place) -> anyhow::Result<PathBuf> {
 async fn choose(replicas: &[Replica], target: Target) -> Result<(&Replica, Source), Error> {
     let sources = futures::future::join_all(replicas.iter().map(|replica| source(replica, target))).await;
     let mut best: Option<(&Replica, Source)> = None;
-    let mut failure = None;
+    let mut failure: Option<Error> = None;
     for (replica, source) in replicas.iter().zip(sources) {
         match source {
             Ok(source) if best.as_ref().is_none_or(|(_, best)| source.reach() > best.reach()) => {
@@ -139,7 +139,10 @@ async fn choose(replicas: &[Replica], target: Target) -> Result<(&Replica, Sourc
                 if replicas.len() > 1 {
                     output::note(&format!("passing over a replica: {error}"));
                 }
-                failure.get_or_insert(error);
+                // There is no backup only where every replica says so; any other reason goes first.
+                if failure.as_ref().is_none_or(|first| is_no_backup(first) && !is_no_backup(&error)) {
+                    failure = Some(error);
+                }
             }
         }
     }
@@ -148,6 +151,10 @@ async fn choose(replicas: &[Replica], target: Target) -> Result<(&Replica, Sourc
         (None, Some(error)) => Err(error),
         (None, None) => Err(PlanError::NoBackup { url: "configuration".into() }.into()),
     }
+}
+
+fn is_no_backup(error: &Error) -> bool {
+    matches!(error, Error::Plan(PlanError::NoBackup { .. }))
 }
 
 /// LTX files, or what Litestream 0.3 left where that is newer or all there is.
@@ -195,6 +202,7 @@ fn options(args: &RestoreArgs, target: Target, overwrite: Overwrite, bar: &Progr
             shown.set_length(progress.total);
             shown.set_position(progress.done);
         }),
+        ..RestoreOptions::default()
     }
 }
 
@@ -304,4 +312,37 @@ fn report_legacy(args: &RestoreArgs, path: &Path, replica: &Replica, restored: &
     output::line(&format!(
         "restored {db} from generation {generation} of Litestream 0.3 at index {index} ({timestamp}), {size}"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use litestream_storage::faults::{Fault, FaultyBackend};
+    use litestream_storage::memory::MemoryBackend;
+    use litestream_storage::{Backend, RetryPolicy};
+
+    use super::*;
+
+    fn empty(name: &str) -> Replica {
+        Replica::new(MemoryBackend::new(name).into(), RetryPolicy::default())
+    }
+
+    fn broken(name: &str) -> Replica {
+        let inner: Arc<dyn Backend> = MemoryBackend::new(name).into();
+        let broken = FaultyBackend::new(inner, |_, _| Fault::Fail);
+        let policy = RetryPolicy { attempts: 1, ..RetryPolicy::default() };
+        Replica::new(Arc::new(broken), policy)
+    }
+
+    async fn failure(replicas: &[Replica]) -> Error {
+        choose(replicas, Target::Latest).await.err().unwrap()
+    }
+
+    #[tokio::test]
+    async fn there_is_no_backup_only_where_every_replica_says_so() {
+        assert!(is_no_backup(&failure(&[empty("a"), empty("b")]).await));
+        for replicas in [[empty("a"), broken("b")], [broken("a"), empty("b")]] {
+            let error = failure(&replicas).await;
+            assert!(!is_no_backup(&error), "the other replica may hold the backup: {error}");
+        }
+    }
 }
