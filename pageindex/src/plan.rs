@@ -163,16 +163,22 @@ pub async fn find(replica: &Replica, target: Target) -> Result<(Plan, Listing)> 
         Target::Latest => Listing::newest(replica).await?,
         _ => Listing::full(replica).await?,
     };
-    match plan(replica, &listing, target).await {
-        Ok(plan) => Ok((plan, listing)),
-        Err(Error::NoBackup { url }) => Err(Error::NoBackup { url }),
-        Err(first) => {
-            tracing::debug!(%first, "planning again over a full listing");
-            let listing = Listing::full(replica).await?;
-            let plan = plan(replica, &listing, target).await?;
-            Ok((plan, listing))
+    let mut failed = match plan(replica, &listing, target).await {
+        Ok(plan) => return Ok((plan, listing)),
+        Err(Error::NoBackup { url }) => return Err(Error::NoBackup { url }),
+        Err(failed) => failed,
+    };
+    // What is missing is looked for once more. Where files go while they are looked at, more than once.
+    for _ in 0..MAX_REPLANS {
+        tracing::debug!(%failed, "planning again over a full listing");
+        let listing = Listing::full(replica).await?;
+        match plan(replica, &listing, target).await {
+            Ok(plan) => return Ok((plan, listing)),
+            Err(error) if error.wants_new_plan() => failed = error,
+            Err(error) => return Err(error),
         }
     }
+    Err(failed)
 }
 
 async fn plan(replica: &Replica, listing: &Listing, target: Target) -> Result<Plan> {

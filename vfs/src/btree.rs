@@ -105,6 +105,21 @@ impl Predictor {
         ahead
     }
 
+    /// Takes note of a leaf that was read while nothing has had to be fetched for a long time: guessing costs more than it brings then.
+    /// `false` for another kind of page.
+    pub(crate) fn leaf_in_passing(&mut self, pgno: u32, page: &Bytes) -> bool {
+        match page.first() {
+            Some(0x0d) if pgno != 1 => {}
+            Some(0x0a) => {
+                self.index_leaf = Some(IndexLeaf { pgno, page: page.clone(), entries: OnceCell::new(), led: 0 });
+            }
+            _ => return false,
+        }
+        self.last_leaf = pgno;
+        (self.side_by_side, self.ahead, self.window) = (0, 0, 0);
+        true
+    }
+
     /// Takes note of a page that was read, and says what to fetch now.
     pub(crate) fn after(&mut self, pgno: u32, page: &Bytes, peek: &Peek<'_>) -> Vec<u32> {
         if self.nodes.get(&pgno).is_some_and(|node| node.seen_at == page.as_ptr().addr()) {
@@ -206,6 +221,8 @@ impl Predictor {
         if side_by_side < 1 || self.ahead > self.window / 2 {
             return Vec::new();
         }
+        // Each window that was read in time is a reason to trust the cache a little more again.
+        self.most = self.most.map(|most| most * 2).filter(|most| *most < LARGEST_WINDOW);
         let largest = (WINDOW_BYTES / self.usable.max(512)).min(self.most.unwrap_or(LARGEST_WINDOW));
         self.window = if self.window == 0 { FIRST_WINDOW } else { self.window * 4 }.min(largest);
         loop {

@@ -35,7 +35,12 @@ pub(crate) struct Connection {
     page_1: Option<(u32, Bytes)>,
     /// How often SQLite has asked for bytes.
     reads: u64,
+    /// For how many more reads it is worth guessing what comes next; none are left once all has been in memory for so long.
+    guesses: usize,
 }
+
+/// For how many reads guessing goes on after a page had to be fetched, or was fetched ahead.
+const GUESSES: usize = 4_096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fixed {
@@ -72,7 +77,16 @@ impl Connection {
             Some(_) => Some(Fixed::At),
             None => settings.unlocked.then_some(Fixed::Unlocked),
         };
-        Ok(Self { database, pinned: None, travelled, fixed, predictor: Predictor::default(), page_1: None, reads: 0 })
+        Ok(Self {
+            database,
+            pinned: None,
+            travelled,
+            fixed,
+            predictor: Predictor::default(),
+            page_1: None,
+            reads: 0,
+            guesses: GUESSES,
+        })
     }
 
     /// Whether the database can never be written, nor leave its moment.
@@ -199,14 +213,29 @@ impl Connection {
             }
         };
         let Some(page) = page else { return Ok(None) };
-        let ahead = self.predictor.after(pgno.get(), &page, &|page| in_memory(&self.database, shown, page));
-        self.prefetch(shown, &ahead);
+        self.guess(shown, pgno, &page);
         if pgno == Pgno::ONE {
             let page = first_page(&page, shown.counter);
             self.page_1 = Some((shown.counter, page.clone()));
             return Ok(Some(page));
         }
         Ok(Some(page))
+    }
+
+    /// Fetches what will be asked for next.
+    fn guess(&mut self, shown: &Shown, pgno: Pgno, page: &Bytes) {
+        self.guesses = self.guesses.saturating_sub(1);
+        if self.guesses == 0 && self.predictor.leaf_in_passing(pgno.get(), page) {
+            return;
+        }
+        let (database, process) = (&self.database, self.database.process);
+        let ahead = self.predictor.after(pgno.get(), page, &|page| in_memory(database, shown, page));
+        if !ahead.is_empty()
+            && process.is_this()
+            && process.fetcher.prefetch(process, &database.replica, wanted_pages(shown, &ahead))
+        {
+            self.guesses = GUESSES;
+        }
     }
 
     fn stored_page(&mut self, shown: &Shown, pgno: Pgno, stop: &dyn Fn() -> bool) -> Result<Option<Bytes>> {
@@ -223,16 +252,10 @@ impl Connection {
         if self.is_inherited() {
             return Err(Error::Forked);
         }
+        self.guesses = GUESSES;
         let (database, predictor) = (&self.database, &mut self.predictor);
         let ahead = || wanted_pages(shown, &predictor.before(pgno.get(), &|page| in_memory(database, shown, page)));
         fetcher.get(self.database.process, &self.database.replica, &wanted, ahead, stop).map(Some)
-    }
-
-    fn prefetch(&self, shown: &Shown, pages: &[u32]) {
-        let process = self.database.process;
-        if !pages.is_empty() && process.is_this() {
-            process.fetcher.prefetch(process, &self.database.replica, wanted_pages(shown, pages));
-        }
     }
 
     /// Answers a PRAGMA.

@@ -176,15 +176,13 @@ impl Fetcher {
         }
     }
 
-    /// Fetches what is not there yet, and waits for none of it.
-    pub(crate) fn prefetch(self: &Arc<Self>, process: &'static Process, replica: &Replica, ahead: Vec<Wanted>) {
-        if !ahead.is_empty() {
-            self.start(process, replica, None, ahead);
-        }
+    /// Fetches what is not there yet, and waits for none of it. Says whether anything was not.
+    pub(crate) fn prefetch(self: &Arc<Self>, process: &'static Process, replica: &Replica, ahead: Vec<Wanted>) -> bool {
+        !ahead.is_empty() && self.start(process, replica, None, ahead).1
     }
 
-    /// Starts requests. Returns the flight of the demanded page, which has landed where the page is in memory by now, and whether it was
-    /// started here.
+    /// Starts requests. Returns the flight of the demanded page, which has landed where the page is in memory by now, and whether it (without
+    /// a demand: any) was started here.
     fn start(
         self: &Arc<Self>,
         process: &'static Process,
@@ -221,6 +219,7 @@ impl Fetcher {
                 }
             }
         }
+        ours |= demand.is_none() && !new.is_empty();
         let key = demand.filter(|_| ours).map(Wanted::key);
         for batch in batches(new, key) {
             let (this, replica) = (self.clone(), replica.clone());

@@ -52,6 +52,8 @@ enum Bench {
     Codec,
     /// Query replicas that have not been downloaded
     Vfs,
+    /// Query what is in memory, beside plain SQLite
+    Warm,
 }
 
 /// One contestant in one discipline.
@@ -122,6 +124,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     if wanted(Bench::Vfs) {
         vfs::run(&mut report, arguments.large)?;
+    }
+    if wanted(Bench::Warm) {
+        vfs::warm(&mut report)?;
     }
     if wanted(Bench::Compact) {
         compact::run(&mut report)?;

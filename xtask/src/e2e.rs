@@ -20,6 +20,7 @@ mod hosts;
 mod juicefs;
 mod live;
 mod page_sizes;
+mod readers;
 mod sandwiches;
 mod world;
 mod writer;
@@ -61,7 +62,7 @@ struct Scenario {
 
 /// Every scenario, in the order in which they run. Those of one backend share a recording, so the compactions, which
 /// change it, stand behind.
-const SCENARIOS: [Scenario; 13] = [
+const SCENARIOS: [Scenario; 14] = [
     Scenario { name: "minio-live", run: |world| live::live(world, Backend::S3) },
     Scenario { name: "file-live", run: |world| live::live(world, Backend::File) },
     Scenario { name: "bucket-root", run: live::bucket_root },
@@ -74,6 +75,7 @@ const SCENARIOS: [Scenario; 13] = [
     Scenario { name: "vfs-sqlite3", run: hosts::vfs_sqlite3 },
     Scenario { name: "vfs-hosts", run: hosts::vfs_hosts },
     Scenario { name: "vfs-go", run: hosts::vfs_go },
+    Scenario { name: "vfs-readers", run: readers::vfs_readers },
     Scenario { name: "vfs-process", run: hosts::vfs_process },
 ];
 

@@ -11,6 +11,7 @@ mod api;
 mod functions;
 
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::hash::{Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -274,7 +275,8 @@ unsafe extern "C" fn x_open(
             // Journals are never on the host's disk.
             return code::CANTOPEN;
         }
-        let path = CStr::from_ptr(name).to_string_lossy().into_owned();
+        let path = CStr::from_ptr(name).to_string_lossy();
+        let path = path.split_once(SHARED).map_or(&*path, |(path, _)| path).to_owned();
         let parameters = Parameters::new(path, |key| host.api.uri_parameter(name, &c_string(key)));
         match Connection::open(&parameters, flags & code::OPEN_READWRITE == 0) {
             Ok(connection) => {
@@ -465,10 +467,18 @@ unsafe extern "C" fn x_access(_: *mut Vfs, _: *const c_char, _: c_int, result: *
     code::OK
 }
 
-unsafe extern "C" fn x_full_pathname(_: *mut Vfs, name: *const c_char, room: c_int, into: *mut c_char) -> c_int {
-    // SAFETY: SQLite passes a name and room for `room` bytes.
+unsafe extern "C" fn x_full_pathname(vfs: *mut Vfs, name: *const c_char, room: c_int, into: *mut c_char) -> c_int {
+    // SAFETY: SQLite passes the name of a main database, fit for `sqlite3_uri_parameter`, and room for `room` bytes.
     guarded(code::CANTOPEN, || unsafe {
-        let name = CStr::from_ptr(name).to_bytes_with_nul();
+        let api = &host_of(vfs).api;
+        let mut full = CStr::from_ptr(name).to_bytes().to_vec();
+        if api.uri_parameter(name, c"cache").is_some_and(|cache| cache == "shared") {
+            // Connections with one full name share one cache, whatever else their URIs say.
+            let others = [c"replica_url", c"at"].map(|key| api.uri_parameter(name, key));
+            full.extend_from_slice(shared_suffix(&others).as_bytes());
+        }
+        full.push(0);
+        let name = full;
         if usize::try_from(room).is_ok_and(|room| name.len() <= room) {
             into.copy_from_nonoverlapping(name.as_ptr().cast(), name.len());
             code::OK
@@ -515,6 +525,19 @@ unsafe extern "C" fn x_dl_close(vfs: *mut Vfs, library: *mut c_void) {
             dl_close(default, library);
         }
     }
+}
+
+/// What begins the part of a full name that tells databases with a shared cache apart.
+const SHARED: &str = "@litestream-";
+
+/// See [`SHARED`]. Empty where there is nothing to tell apart.
+fn shared_suffix(others: &[Option<String>]) -> String {
+    if others.iter().all(Option::is_none) {
+        return String::new();
+    }
+    let mut hasher = std::hash::DefaultHasher::new();
+    others.hash(&mut hasher);
+    format!("{SHARED}{:016x}", hasher.finish())
 }
 
 unsafe extern "C" fn x_randomness(vfs: *mut Vfs, len: c_int, into: *mut c_char) -> c_int {

@@ -13,6 +13,9 @@ use super::common::{World, text};
 /// the first answer counts as a further round trip.
 const LATENCY: Duration = Duration::from_millis(300);
 
+/// Nothing is polled, and the cache, which all tests share, has room for all of them.
+const ROOM: &str = "&poll_interval=1h&cache_size=4GiB";
+
 /// A database of 15 MB as a snapshot and so many transactions of a few rows.
 fn world(transactions: u32) -> World {
     let mut world = World::built(&DbOptions { bytes: 15 << 20, tables: 1, ..DbOptions::default() });
@@ -60,7 +63,7 @@ fn opens_and_looks_up(files: u32, at_most: u64) {
     let expected = text(&world.source, &sql).unwrap();
     let mut connection = None;
     let (depth, bytes) = cost(&world, || {
-        let opened = world.open("&poll_interval=1h").unwrap();
+        let opened = world.open(ROOM).unwrap();
         assert_eq!(text(&opened, &sql).unwrap(), expected);
         connection = Some(opened);
     });
@@ -93,7 +96,7 @@ fn index_lookup(connection: &Connection, whole: u32) -> String {
 #[test]
 fn twenty_rows_by_index_take_4_further_round_trips() {
     let world = world(2);
-    let connection = world.open("&poll_interval=1h").unwrap();
+    let connection = world.open(ROOM).unwrap();
     text(&connection, "SELECT key FROM t0 WHERE id = 100").unwrap();
     let rows = "FROM t0 WHERE key BETWEEN '5' AND '502'";
     println!("{} rows", text(&world.source, &format!("SELECT count(*) {rows}")).unwrap());
@@ -114,7 +117,7 @@ fn twenty_rows_by_index_take_4_further_round_trips() {
 #[test]
 fn a_scan_of_15_mb_takes_few_round_trips() {
     let world = world(2);
-    let connection = world.open("&poll_interval=1h").unwrap();
+    let connection = world.open(ROOM).unwrap();
     text(&connection, "SELECT key FROM t0 WHERE id = 1").unwrap();
     let sql = "SELECT count(*) || ' ' || sum(length(body)) FROM t0";
     let expected = text(&world.source, sql).unwrap();
@@ -129,7 +132,7 @@ fn a_scan_of_more_than_the_cache_holds_still_reads_ahead() {
     let mut world =
         World::built(&DbOptions { bytes: 120 << 20, tables: 1, incompressible: 0.9, ..DbOptions::default() });
     world.put(Level::SNAPSHOT);
-    let connection = world.open("&poll_interval=1h").unwrap();
+    let connection = world.open(ROOM).unwrap();
     let sql = "SELECT count(*) || ' ' || sum(length(body)) FROM t0 NOT INDEXED";
     let expected = text(&world.source, sql).unwrap();
     world.server.reset_stats();

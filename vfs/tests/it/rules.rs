@@ -290,7 +290,7 @@ fn rule_05_equal_counters_never_stand_over_different_content() {
         let (txid, n) = sums[random() as usize % sums.len()];
         text(&connection, &format!("PRAGMA litestream_time = '{txid}'")).unwrap();
         assert_eq!(text(&connection, "SELECT n FROM counter").unwrap(), n.to_string(), "at {txid}");
-        if random() % 3 == 0 {
+        if random().is_multiple_of(3) {
             text(&connection, "PRAGMA litestream_time = 'latest'").unwrap();
             assert_eq!(text(&connection, "SELECT n FROM counter").unwrap(), "109");
         }
@@ -497,6 +497,24 @@ fn rule_25_a_shared_cache_works() {
             scope.spawn(move || assert_eq!(check_bank(&connection).unwrap(), 3));
         }
     });
+}
+
+#[test]
+fn rule_25_a_shared_cache_is_shared_by_the_same_database_only() {
+    let mut world = bank();
+    let first = world.commit(MOVE);
+    world.commit(MOVE);
+    let mut other = bank();
+    for _ in 0..5 {
+        other.commit(MOVE);
+    }
+    let latest = world.open("&cache=shared").unwrap();
+    assert_eq!(check_bank(&latest).unwrap(), 2);
+    let past = world.open(&format!("&cache=shared&at={first}")).unwrap();
+    assert_eq!(check_bank(&past).unwrap(), 1);
+    let elsewhere = other.open("&cache=shared").unwrap();
+    assert_eq!(check_bank(&elsewhere).unwrap(), 5);
+    assert_eq!(check_bank(&latest).unwrap(), 2);
 }
 
 #[test]

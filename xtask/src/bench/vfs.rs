@@ -31,7 +31,6 @@ pub(super) fn run(report: &mut Report, large: bool) -> Result<()> {
     report.at_most("vfs", "size of the extension, MB", size as f64 / 1e6, 15.0);
     remote(report, "vfs-3", 3, &ours, Some(&theirs))?;
     remote(report, "vfs-302", 302, &ours, Some(&theirs))?;
-    warm(report)?;
     if large {
         remote(report, "vfs-1GB", 1, &ours, None)?;
     }
@@ -248,7 +247,7 @@ impl Host {
 }
 
 /// Reads of pages that are in memory, beside plain SQLite.
-fn warm(report: &mut Report) -> Result<()> {
+pub(super) fn warm(report: &mut Report) -> Result<()> {
     const BENCH: &str = "vfs-warm";
     eprintln!("xtask: {BENCH}");
     ensure!(litestream_vfs::register(rusqlite::ffi::sqlite3_auto_extension), "cannot register the VFS");

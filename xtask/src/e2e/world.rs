@@ -171,6 +171,18 @@ impl World {
         Some((url("/"), url("")))
     }
 
+    /// A replica as a database: its URL, with the store's keys, as a `file:` URI of the VFS.
+    pub(super) fn vfs_uri(&self, url: &str) -> String {
+        let Store { access_key_id, secret_access_key, .. } = &self.store;
+        let url = format!("{url}&accessKeyId={access_key_id}&secretAccessKey={secret_access_key}");
+        let escape = |byte: u8| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'/' | b':' => char::from(byte).to_string(),
+            _ => format!("%{byte:02X}"),
+        };
+        let url: String = url.bytes().map(escape).collect();
+        format!("file:replica.db?vfs=litestream&replica_url={url}")
+    }
+
     /// Starts real Litestream's daemon for one database, with the intervals of `global`, YAML lines.
     pub(super) fn replicate(&self, database: &Path, url: &str, global: &str) -> Result<Process> {
         let config = database.with_extension("yml");
