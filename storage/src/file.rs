@@ -107,7 +107,7 @@ impl Backend for FileBackend {
         .await
     }
 
-    async fn head(&self, key: &str) -> Result<ObjectInfo> {
+    async fn head(&self, key: &str, _: u32) -> Result<ObjectInfo> {
         let (path, key, url) = (self.path(key), Arc::<str>::from(key), self.url.clone());
         blocking(move || {
             let metadata = fs::metadata(&path).map_err(|error| not_found(&url, &key, &path, "look at", error))?;
@@ -122,7 +122,7 @@ impl Backend for FileBackend {
         blocking(move || put(&path, &key, &url, &body, &precondition, time)).await
     }
 
-    async fn delete(&self, keys: &[&str]) -> Result<()> {
+    async fn delete(&self, keys: &[&str], _: u32) -> Result<()> {
         let paths: Vec<PathBuf> = keys.iter().map(|key| self.path(key)).collect();
         blocking(move || {
             for path in paths {
