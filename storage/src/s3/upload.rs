@@ -107,10 +107,10 @@ impl Upload {
                 let abort = abort.bucket(&backend.bucket).key(&key).upload_id(&id);
                 let (backend, key) = (&backend, &key);
                 async move {
-                    let send = async {
+                    let send = Box::pin(async {
                         let answer = abort.send().await.map(|_| ());
                         answer.map_err(|error| answer::error(&backend.url, "abort the upload of", key, error))
-                    };
+                    });
                     within(patience, "abort the upload of", key, "the answer", send).await
                 }
             })
@@ -169,9 +169,9 @@ impl S3Backend {
                     let create = if before + attempt == 0 { first.clone() } else { again.clone() };
                     let (backend, key) = (&backend, &key);
                     async move {
-                        let send = async {
+                        let send = Box::pin(async {
                             create.send().await.map_err(|error| answer::error(&backend.url, "write", key, error))
-                        };
+                        });
                         let created = within(patience, "write", key, "the beginning of the upload", send).await?;
                         Ok(created.upload_id().unwrap_or_default().to_owned())
                     }
@@ -209,9 +209,9 @@ impl S3Backend {
                     part = part.disable_payload_signing();
                 }
                 async move {
-                    let send = async {
+                    let send = Box::pin(async {
                         part.send().await.map_err(|error| answer::error(&self.url, "write", &upload.key, error))
-                    };
+                    });
                     let answer = within(patience + slow, "write", &upload.key, "a part", send).await?;
                     Ok(answer.e_tag().map(str::to_owned))
                 }
@@ -245,10 +245,10 @@ impl S3Backend {
                 let complete = with_customer_key!(complete, &self.settings);
                 let ambiguous = &ambiguous;
                 async move {
-                    let send = async {
+                    let send = Box::pin(async {
                         let answer = complete.send().await;
                         answer.map_err(|error| self.put_error(key, &options.precondition, error))
-                    };
+                    });
                     let limit = patience.saturating_add(ASSEMBLY);
                     let outcome = within(limit, "write", key, "the end of the upload", send).await;
                     if matches!(outcome, Err(Error::Transient { .. })) {
