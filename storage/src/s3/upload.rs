@@ -25,6 +25,9 @@ const MAX_PARTS: u64 = 10_000;
 /// before finds the upload gone and the object not there yet.
 const ASSEMBLY: Duration = Duration::from_secs(60);
 
+/// How long a failed upload's abort is waited for before it goes on alone, so that a store that is down is not waited for twice.
+const ABORT: Duration = Duration::from_secs(5);
+
 /// How many beginnings and aborts of uploads run on their own.
 static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
 /// Told when one of them has ended.
@@ -97,7 +100,18 @@ struct Upload {
 }
 
 impl Upload {
-    /// Gives the upload up. One that is gone already counts as given up.
+    /// Gives the upload up. The abort goes on alone when it takes long, or nobody waits for it.
+    async fn give_up(mut self) {
+        let _ = tokio::time::timeout(ABORT, self.abort_in_background()).await;
+    }
+
+    fn abort_in_background(&mut self) -> oneshot::Receiver<()> {
+        self.finished = true;
+        let (key, id) = (std::mem::take(&mut self.key), std::mem::take(&mut self.id));
+        in_background(Self::abort(self.backend.clone(), key, id))
+    }
+
+    /// Sends the abort until it is answered. One that is gone already counts as given up.
     async fn abort(backend: S3Backend, key: String, id: String) {
         let outcome = backend
             .settings
@@ -127,8 +141,7 @@ impl Upload {
 impl Drop for Upload {
     fn drop(&mut self) {
         if !self.finished && tokio::runtime::Handle::try_current().is_ok() {
-            let (key, id) = (std::mem::take(&mut self.key), std::mem::take(&mut self.id));
-            drop(in_background(Self::abort(self.backend.clone(), key, id)));
+            drop(self.abort_in_background());
         }
     }
 }
@@ -140,11 +153,10 @@ impl S3Backend {
             Ok(parts) => self.complete(&upload, parts, body, options).await,
             Err(error) => Err(error),
         };
-        if outcome.is_err() {
-            // Dropped in the midst of this, it is aborted once more.
-            Upload::abort(self.clone(), upload.key.clone(), upload.id.clone()).await;
+        match outcome {
+            Ok(_) => upload.finished = true,
+            Err(_) => upload.give_up().await,
         }
-        upload.finished = true;
         outcome.map_err(|error| match error {
             // Somebody has aborted the upload, such as a rule of the bucket's. Another one may do.
             Error::NotFound { key, .. } => {
@@ -161,6 +173,8 @@ impl S3Backend {
             with_common_headers!(create, &self.settings, options)
         });
         let (backend, key, before) = (self.clone(), key.to_owned(), options.attempt);
+        let wanted = Arc::new(());
+        let still_wanted = Arc::downgrade(&wanted);
         let lost = Error::Transient { operation: "write", key: key.as_str().into(), cause: "the runtime ends".into() };
         let begun = in_background(async move {
             let retry = &backend.settings.retry;
@@ -168,7 +182,11 @@ impl S3Backend {
                 .run("write", &key, |attempt, patience| {
                     let create = if before + attempt == 0 { first.clone() } else { again.clone() };
                     let (backend, key) = (&backend, &key);
+                    let given_up = attempt > 0 && still_wanted.strong_count() == 0;
                     async move {
+                        if given_up {
+                            return Err(Error::Config("nobody waits for this upload any more".into()));
+                        }
                         let send = Box::pin(async {
                             create.send().await.map_err(|error| answer::error(&backend.url, "write", key, error))
                         });
@@ -179,7 +197,9 @@ impl S3Backend {
                 .await?;
             Ok(Upload { backend, key, id, finished: false })
         });
-        begun.await.map_err(|_| lost)?
+        let begun = begun.await.map_err(|_| lost)?;
+        drop(wanted);
+        begun
     }
 
     async fn fill(&self, upload: &Upload, body: &Body) -> Result<Vec<CompletedPart>> {
