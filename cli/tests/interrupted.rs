@@ -45,6 +45,8 @@ fn an_interrupted_upload_is_aborted() {
     let server = S3Server::start(S3Options::default()).unwrap();
     server.put_object("bkt", "db/0000/0000000000000001-0000000000000001.ltx", first_file(), &[]);
     server.fault_next(9, FaultKind::Stall { after: None }, |request| request.operation == Operation::UploadPart);
+    // Whoever does not wait for the abort will not see that it must be sent again.
+    server.fault_next(1, FaultKind::Status(503), |request| request.operation == Operation::AbortMultipartUpload);
     let mut child = Command::new(env!("CARGO_BIN_EXE_litestream"))
         .arg("compact")
         .arg(format!("s3://bkt/db?endpoint={}&partSize=5MiB", server.endpoint()))
