@@ -45,6 +45,8 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let publishing = Publishing::default();
     let outcome = runtime.block_on(until_interrupted(dispatch(arguments, &publishing), interrupted(), &publishing));
+    // What was dropped there may have left uploads to abort.
+    runtime.block_on(litestream_storage::settle(CLEAN_UP));
     runtime.shutdown_timeout(CLEAN_UP);
     outcome.map(|()| ExitCode::SUCCESS)
 }

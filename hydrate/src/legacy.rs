@@ -15,7 +15,7 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use litestream_pageindex::Target;
-use litestream_storage::{GetRange, ObjectInfo, Replica, Scope};
+use litestream_storage::{GetRange, ObjectInfo, Replica, Scope, format_time};
 use ltx::{Commit, PageSize, Pgno, Timestamp, Txid};
 use lz4_flex::frame::FrameDecoder;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -224,6 +224,44 @@ pub async fn restore(
     Ok(restored)
 }
 
+/// What a restore would read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LegacyPlan {
+    /// The generation.
+    pub generation: Generation,
+    /// The index of the snapshot.
+    pub snapshot: u32,
+    /// The index of the last write-ahead log; the snapshot's where there is none.
+    pub index: u32,
+    /// The time of the newest object.
+    pub time: Timestamp,
+    /// The snapshot, then the WAL segments as they are applied.
+    pub objects: Vec<ObjectInfo>,
+}
+
+impl LegacyPlan {
+    /// How many bytes the objects have.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.objects.iter().map(|object| object.size).sum()
+    }
+}
+
+/// Says what [`restore`] would read, without reading it.
+///
+/// # Errors
+/// As [`restore`], as far as names and times show it.
+pub fn plan(legacy: &Legacy, moment: Option<Timestamp>) -> Result<LegacyPlan> {
+    let plan = Plan::new(legacy, moment)?;
+    Ok(LegacyPlan {
+        generation: plan.snapshot.generation,
+        snapshot: plan.snapshot.index,
+        index: plan.segments.last().map_or(plan.snapshot.index, |segment| segment.index),
+        time: plan.newest(),
+        objects: plan.objects().cloned().collect(),
+    })
+}
+
 /// What a restore reads, in the order in which it is applied.
 #[derive(Debug)]
 struct Plan {
@@ -236,7 +274,7 @@ impl Plan {
         let Some(snapshot) = legacy.snapshot(moment) else {
             let problem = match (legacy.snapshots.first(), moment) {
                 (Some(oldest), Some(moment)) => {
-                    let oldest = oldest.object.modified;
+                    let (moment, oldest) = (format_time(moment), format_time(oldest.object.modified));
                     format!("no snapshot is as old as {moment}: the oldest moment that can be restored is {oldest}")
                 }
                 _ => "there is no snapshot, and nothing can be restored without one".to_owned(),
@@ -256,6 +294,11 @@ impl Plan {
             }
         }
         Ok(Self { snapshot: snapshot.clone(), segments })
+    }
+
+    /// The time of the newest object.
+    fn newest(&self) -> Timestamp {
+        self.objects().map(|object| object.modified).max().unwrap_or(self.snapshot.object.modified)
     }
 
     fn objects(&self) -> impl Iterator<Item = &ObjectInfo> {
@@ -434,7 +477,7 @@ fn rebuild(plan: &Plan, mut pipe: Pipe, output: &Output) -> Result<RestoredLegac
     let mut restored = RestoredLegacy {
         generation: *generation,
         index: *index,
-        time: plan.objects().map(|object| object.modified).max().unwrap_or(object.modified),
+        time: plan.newest(),
         page_size,
         size,
         files: plan.objects().count(),

@@ -158,7 +158,8 @@ impl Output {
     ///
     /// # Errors
     /// [`Error::Io`], and [`Error::OutputTaken`] where something has appeared at the path meanwhile. What was there is put back then;
-    /// [`Error::NotPutBack`] where that fails.
+    /// [`Error::NotPutBack`] where that fails. Only when the folder cannot be synced at the very end, and there were no sidecars, the new database stays:
+    /// it is complete, but a crash of the system may bring the old state back.
     pub fn publish(mut self, overwrite: Overwrite) -> Result<()> {
         self.take_access()?;
         self.file.sync_all().map_err(Error::io("sync", &self.temporary))?;

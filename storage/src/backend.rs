@@ -21,7 +21,8 @@ use crate::{ETag, Error, FileInfo, Level, ObjectInfo, Result};
 /// - [`Backend::put`] is atomic: the object is there whole or not at all, and of several puts with [`Precondition::NotExists`] exactly
 ///   one succeeds.
 /// - Deleting what is not there succeeds.
-/// - An error that may pass is [`Error::Transient`]; nothing is retried inside, but the parts of a large upload.
+/// - An error that may pass is [`Error::Transient`]; nothing is retried inside, but the requests of a large upload.
+/// - A repeated attempt, one whose number is not 0, uses a new connection: the one before may have been a dead one.
 #[async_trait]
 pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// The replica's address, without secrets.
@@ -37,13 +38,18 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     async fn get(&self, request: &GetRequest<'_>) -> Result<GetResponse>;
 
     /// An object's description, time included.
-    async fn head(&self, key: &str) -> Result<ObjectInfo>;
+    async fn head(&self, key: &str, attempt: u32) -> Result<ObjectInfo>;
+
+    /// Whether a put of so many bytes limits and repeats its requests by itself, so that nobody else may end it as long as it gets on.
+    fn paces_put(&self, _len: u64) -> bool {
+        false
+    }
 
     /// Writes an object.
     async fn put(&self, key: &str, body: &Body, options: &PutOptions<'_>) -> Result<ObjectInfo>;
 
     /// Deletes objects.
-    async fn delete(&self, keys: &[&str]) -> Result<()>;
+    async fn delete(&self, keys: &[&str], attempt: u32) -> Result<()>;
 }
 
 /// Which objects to list.
@@ -66,6 +72,8 @@ pub struct ListRequest<'a> {
     pub from: Txid,
     /// Where the page before ended.
     pub token: Option<&'a str>,
+    /// Which attempt this is, from 0.
+    pub attempt: u32,
 }
 
 /// What a listing found.
@@ -97,7 +105,7 @@ pub struct GetRequest<'a> {
     pub key: &'a str,
     /// Which part.
     pub range: GetRange,
-    /// Which attempt this is, from 0. A repeated one must use a new connection.
+    /// Which attempt this is, from 0.
     pub attempt: u32,
 }
 

@@ -57,7 +57,7 @@ async fn read(backend: &Arc<dyn Backend>, key: &str, range: GetRange) -> Result<
 async fn list(backend: &Arc<dyn Backend>, scope: Scope, from: u64) -> (Vec<(u8, FileName)>, Vec<String>) {
     let (mut files, mut others, mut token) = (Vec::new(), Vec::new(), None::<String>);
     loop {
-        let request = ListRequest { scope, from: Txid(from), token: token.as_deref() };
+        let request = ListRequest { scope, from: Txid(from), token: token.as_deref(), attempt: 0 };
         let page = backend.list(&request).await.unwrap();
         files.extend(page.files.iter().map(|file| (file.level.get(), file.name)));
         others.extend(page.others.iter().map(|object| object.key.to_string()));
@@ -78,11 +78,11 @@ async fn missing_levels_are_empty(backend: &Arc<dyn Backend>) {
 
 async fn a_put_file_is_listed_and_read_back(backend: &Arc<dyn Backend>) {
     put(backend, level(0), name(1, 1), "one").await;
-    let request = ListRequest { scope: Scope::Level(level(0)), from: Txid::ZERO, token: None };
+    let request = ListRequest { scope: Scope::Level(level(0)), from: Txid::ZERO, token: None, attempt: 0 };
     let page = backend.list(&request).await.unwrap();
     let [file] = page.files.as_slice() else { panic!("{page:?}") };
     assert_eq!((file.level, file.name, file.size()), (level(0), name(1, 1), 3));
-    let head = backend.head(file.key()).await.unwrap();
+    let head = backend.head(file.key(), 0).await.unwrap();
     assert_eq!(head.time, Some(Timestamp(1_700_000_000_123)), "the time is kept");
     assert_eq!(head.size, 3);
     assert_eq!(head.etag, file.object.etag, "LIST and HEAD agree on the tag");
@@ -112,7 +112,7 @@ async fn a_missing_object_is_not_found(backend: &Arc<dyn Backend>) {
     let key = backend.key(level(5), name(7, 7));
     assert_eq!(read(backend, &key, GetRange::Whole).await.unwrap_err().kind(), Kind::NotFound);
     assert_eq!(read(backend, &key, GetRange::Span(0..1)).await.unwrap_err().kind(), Kind::NotFound);
-    assert_eq!(backend.head(&key).await.unwrap_err().kind(), Kind::NotFound);
+    assert_eq!(backend.head(&key, 0).await.unwrap_err().kind(), Kind::NotFound);
 }
 
 async fn of_many_writers_one_wins(backend: &Arc<dyn Backend>) {
@@ -136,7 +136,7 @@ async fn conditions_are_kept(backend: &Arc<dyn Backend>) {
     let key = backend.key(level(0), name(4, 4));
     let (first, second) = (Body::Bytes("first".into()), Body::Bytes("second".into()));
     let written = backend.put(&key, &first, &PutOptions::default()).await.unwrap();
-    let head = backend.head(&key).await.unwrap();
+    let head = backend.head(&key, 0).await.unwrap();
     assert_eq!(written.etag, head.etag, "PUT and HEAD agree on the tag");
     let matches = |tag| PutOptions { precondition: Precondition::Matches(tag), ..PutOptions::default() };
     let Some(tag) = head.etag else { return };
@@ -170,8 +170,8 @@ async fn higher_levels_come_together(backend: &Arc<dyn Backend>) {
 async fn deleting_is_idempotent(backend: &Arc<dyn Backend>) {
     let keys: Vec<String> = (9..=16).map(|txid| backend.key(level(1), name(txid, txid))).collect();
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-    backend.delete(&keys[..3]).await.unwrap();
-    backend.delete(&keys).await.unwrap();
+    backend.delete(&keys[..3], 0).await.unwrap();
+    backend.delete(&keys, 0).await.unwrap();
     assert_eq!(list(backend, Scope::Level(level(1)), 0).await.0, []);
 }
 

@@ -126,10 +126,14 @@ impl Backend for FaultyBackend {
         Ok(response)
     }
 
-    async fn head(&self, key: &str) -> Result<ObjectInfo> {
+    async fn head(&self, key: &str, attempt: u32) -> Result<ObjectInfo> {
         let fault = self.enter("look at", key).await?;
-        let answer = self.inner.head(key).await?;
+        let answer = self.inner.head(key, attempt).await?;
         self.leave(fault, "look at", key, answer).await
+    }
+
+    fn paces_put(&self, len: u64) -> bool {
+        self.inner.paces_put(len)
     }
 
     async fn put(&self, key: &str, body: &Body, options: &PutOptions<'_>) -> Result<ObjectInfo> {
@@ -138,10 +142,10 @@ impl Backend for FaultyBackend {
         self.leave(fault, "write", key, answer).await
     }
 
-    async fn delete(&self, keys: &[&str]) -> Result<()> {
+    async fn delete(&self, keys: &[&str], attempt: u32) -> Result<()> {
         let key = keys.first().copied().unwrap_or_default();
         let fault = self.enter("delete", key).await?;
-        self.inner.delete(keys).await?;
+        self.inner.delete(keys, attempt).await?;
         self.leave(fault, "delete", key, ()).await
     }
 }

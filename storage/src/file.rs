@@ -107,7 +107,7 @@ impl Backend for FileBackend {
         .await
     }
 
-    async fn head(&self, key: &str) -> Result<ObjectInfo> {
+    async fn head(&self, key: &str, _: u32) -> Result<ObjectInfo> {
         let (path, key, url) = (self.path(key), Arc::<str>::from(key), self.url.clone());
         blocking(move || {
             let metadata = fs::metadata(&path).map_err(|error| not_found(&url, &key, &path, "look at", error))?;
@@ -122,7 +122,7 @@ impl Backend for FileBackend {
         blocking(move || put(&path, &key, &url, &body, &precondition, time)).await
     }
 
-    async fn delete(&self, keys: &[&str]) -> Result<()> {
+    async fn delete(&self, keys: &[&str], _: u32) -> Result<()> {
         let paths: Vec<PathBuf> = keys.iter().map(|key| self.path(key)).collect();
         blocking(move || {
             for path in paths {
@@ -306,6 +306,23 @@ fn not_found(url: &Arc<str>, key: &Arc<str>, path: &Path, operation: &'static st
 /// A file that goes away unless it is kept.
 struct Temporary(PathBuf);
 
+impl Temporary {
+    /// Creates a file of a name that nobody has. One that was left over by a process with our id stays: who knows whether it has ended.
+    fn create(folder: &Path, name: &str) -> Result<(File, Self)> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        loop {
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            let path = folder.join(format!(".{name}.{}-{number}.tmp", std::process::id()));
+            match File::create_new(&path) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                created => {
+                    return created.map_err(|error| Error::io("create", &path, error)).map(|file| (file, Self(path)));
+                }
+            }
+        }
+    }
+}
+
 impl Drop for Temporary {
     fn drop(&mut self) {
         // Best effort: what is left over is not an LTX name and harms nobody.
@@ -321,17 +338,14 @@ fn put(
     precondition: &Precondition,
     time: Option<Timestamp>,
 ) -> Result<ObjectInfo> {
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
     let folder = path.parent().unwrap_or(path);
     create_folders(folder)?;
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let name = path.file_name().and_then(OsStr::to_str).unwrap_or("object");
-    let temporary = Temporary(folder.join(format!(".{name}.{}-{number}.tmp", std::process::id())));
+    let (mut file, temporary) = Temporary::create(folder, name)?;
     let fail = |operation| {
         let path = temporary.0.clone();
         move |error| Error::io(operation, path.clone(), error)
     };
-    let mut file = File::create_new(&temporary.0).map_err(fail("create"))?;
     match body {
         Body::Bytes(bytes) => file.write_all(bytes).map_err(fail("write"))?,
         Body::File { path, .. } => {
@@ -402,6 +416,25 @@ mod tests {
     async fn pieces(backend: &FileBackend, range: GetRange) -> Vec<Bytes> {
         let response = backend.get(&GetRequest { key: "file", range, attempt: 0 }).await.unwrap();
         response.body.map(Result::unwrap).collect().await
+    }
+
+    #[test]
+    fn a_temporary_file_of_another_process_with_our_id_is_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_, first) = Temporary::create(folder.path(), "file").unwrap();
+        let number = |path: &Path| -> u64 {
+            let name = path.file_name().unwrap().to_str().unwrap().strip_suffix(".tmp").unwrap();
+            name.rsplit_once('-').unwrap().1.parse().unwrap()
+        };
+        // Other tests take numbers, too.
+        let taken: Vec<PathBuf> = (number(&first.0) + 1..=number(&first.0) + 99)
+            .map(|number| folder.path().join(format!(".file.{}-{number}.tmp", std::process::id())))
+            .collect();
+        taken.iter().for_each(|path| fs::write(path, "theirs").unwrap());
+        let (_, next) = Temporary::create(folder.path(), "file").unwrap();
+        assert!(next.0.exists() && !taken.contains(&next.0));
+        drop(next);
+        assert!(taken.iter().all(|path| fs::read(path).unwrap() == b"theirs"));
     }
 
     #[tokio::test]

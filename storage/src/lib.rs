@@ -40,5 +40,5 @@ pub use error::{Error, Kind, Result};
 pub use open::open;
 pub use replica::{Replica, Stats};
 pub use retry::RetryPolicy;
-pub use s3::format_time;
+pub use s3::{format_time, settle};
 pub use types::{ETag, FileInfo, Level, ObjectInfo};

@@ -120,7 +120,7 @@ impl Backend for MemoryBackend {
         Ok(GetResponse { object: info, range, body: futures::stream::iter([Ok(bytes)]).boxed() })
     }
 
-    async fn head(&self, key: &str) -> Result<ObjectInfo> {
+    async fn head(&self, key: &str, _: u32) -> Result<ObjectInfo> {
         let (key, object) = self.find(key)?;
         Ok(object.info(&key))
     }
@@ -157,7 +157,7 @@ impl Backend for MemoryBackend {
         Ok(info)
     }
 
-    async fn delete(&self, keys: &[&str]) -> Result<()> {
+    async fn delete(&self, keys: &[&str], _: u32) -> Result<()> {
         let mut objects = self.objects();
         for key in keys {
             objects.remove(*key);

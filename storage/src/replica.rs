@@ -15,7 +15,7 @@ use crate::retry::{Leave, Retry, RetryPolicy, within};
 use crate::{Error, FileInfo, Kind, Level, ObjectInfo, Result};
 
 /// How slowly an upload may go before it is given up: bytes a second.
-const MIN_UPLOAD_RATE: u64 = 64 * 1024;
+pub(crate) const MIN_UPLOAD_RATE: u64 = 64 * 1024;
 /// How many objects one batch deletes at most.
 const DELETE_BATCH: usize = 1_000;
 
@@ -70,6 +70,10 @@ impl Replica {
     #[must_use]
     pub fn new(backend: Arc<dyn Backend>, policy: RetryPolicy) -> Self {
         let retry = Retry::new(policy, backend.url().clone());
+        Self::with(backend, retry)
+    }
+
+    pub(crate) fn with(backend: Arc<dyn Backend>, retry: Retry) -> Self {
         Self { backend, retry, counters: Arc::default() }
     }
 
@@ -101,9 +105,9 @@ impl Replica {
     /// # Errors
     /// As the store says, after retries.
     pub async fn list_page(&self, scope: Scope, from: Txid, token: Option<&str>) -> Result<ListPage> {
-        let request = ListRequest { scope, from, token };
         self.retry
-            .run("list", &scope_name(scope), |_, patience| async move {
+            .run("list", &scope_name(scope), |attempt, patience| async move {
+                let request = ListRequest { scope, from, token, attempt };
                 count(&self.counters.lists, 1);
                 within(patience, "list", &scope_name(scope), "the answer", self.backend.list(&request)).await
             })
@@ -239,9 +243,9 @@ impl Replica {
     /// [`Error::NotFound`], or as the store says, after retries.
     pub async fn head(&self, key: &str) -> Result<ObjectInfo> {
         self.retry
-            .run("look at", key, |_, patience| async move {
+            .run("look at", key, |attempt, patience| async move {
                 count(&self.counters.heads, 1);
-                within(patience, "look at", key, "the answer", self.backend.head(key)).await
+                within(patience, "look at", key, "the answer", self.backend.head(key, attempt)).await
             })
             .await
     }
@@ -265,16 +269,22 @@ impl Replica {
     /// [`Error::AlreadyExists`], [`Error::Changed`], or as the store says, after retries.
     pub async fn put(&self, key: &str, body: Body, options: &PutOptions<'_>) -> Result<ObjectInfo> {
         let slow = Duration::from_secs(body.len() / MIN_UPLOAD_RATE);
+        let paces_itself = self.backend.paces_put(body.len());
+        let leave = Leave::of(if paces_itself { Duration::MAX } else { slow });
         let ambiguous = std::sync::atomic::AtomicBool::new(false);
         let outcome = self
             .retry
-            .run("write", key, |attempt, patience| {
+            .run_with("write", key, &leave, |attempt, patience| {
                 let options = PutOptions { attempt, ..options.clone() };
                 let (body, ambiguous) = (&body, &ambiguous);
                 async move {
                     count(&self.counters.puts, 1);
                     let put = self.backend.put(key, body, &options);
-                    let outcome = within(patience + slow, "write", key, "the upload", put).await;
+                    let outcome = if paces_itself {
+                        put.await
+                    } else {
+                        within(patience + slow, "write", key, "the upload", put).await
+                    };
                     if matches!(outcome, Err(Error::Transient { .. })) {
                         ambiguous.store(true, Ordering::Relaxed);
                     }
@@ -296,7 +306,7 @@ impl Replica {
     }
 
     /// Whether `key` holds exactly `body`.
-    async fn holds(&self, key: &str, body: &Body) -> Result<Option<ObjectInfo>> {
+    pub(crate) async fn holds(&self, key: &str, body: &Body) -> Result<Option<ObjectInfo>> {
         const STEP: u64 = 4 << 20;
         let object = match self.head(key).await {
             Err(error) if error.kind() == Kind::NotFound => return Ok(None),
@@ -336,9 +346,10 @@ impl Replica {
     pub async fn delete_keys(&self, keys: &[&str]) -> Result<()> {
         let Some(first) = keys.first() else { return Ok(()) };
         self.retry
-            .run("delete", first, |_, patience| async move {
+            .run("delete", first, |attempt, patience| async move {
                 count(&self.counters.deletes, 1);
-                within(patience.saturating_mul(2), "delete", first, "the answer", self.backend.delete(keys)).await
+                let delete = self.backend.delete(keys, attempt);
+                within(patience.saturating_mul(2), "delete", first, "the answer", delete).await
             })
             .await
     }

@@ -187,3 +187,28 @@ pub(crate) async fn within<T>(
         Err(Error::Transient { operation, key: key.into(), cause })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn broken() -> Result<()> {
+        Err(Error::Transient { operation: "write", key: "key".into(), cause: "cut".into() })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_that_an_attempt_is_allowed_does_not_count() {
+        let retry = Retry::new(RetryPolicy { attempts: 4, ..RetryPolicy::default() }, "memory:".into());
+        let hour = Duration::from_secs(3_600);
+        for (allowed, expected) in [(hour, 4), (Duration::ZERO, 1)] {
+            let slow = |_, _| async {
+                tokio::time::sleep(hour).await;
+                broken()
+            };
+            let error = retry.run_with("write", "key", &Leave::of(allowed), slow).await.unwrap_err();
+            let Error::Unavailable { attempts, elapsed, .. } = error else { panic!("{error}") };
+            assert_eq!(attempts, expected);
+            assert!(elapsed >= hour * expected);
+        }
+    }
+}

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use indicatif::ProgressBar;
 use jiff::Zoned;
-use litestream_hydrate::legacy::{self, Legacy, LtxTimes, RestoredLegacy, prefers_legacy};
+use litestream_hydrate::legacy::{self, Legacy, LegacyPlan, LtxTimes, RestoredLegacy, prefers_legacy};
 use litestream_hydrate::{Check, Error, Output, Overwrite, Publishing, RestoreOptions, Restored, restore_plan};
 use litestream_pageindex::{Error as PlanError, Listing, Plan, Target, find, time_of};
-use litestream_storage::{Replica, format_time};
+use litestream_storage::{ObjectInfo, Replica, format_time};
 use ltx::Timestamp;
 use rusqlite::{Connection, OpenFlags};
 use serde::Serialize;
@@ -70,6 +70,7 @@ pub(crate) async fn run(common: &Common, args: &RestoreArgs, publishing: &Publis
     };
     let bar = output::progress("restoring");
     let options = RestoreOptions { publishing: publishing.clone(), ..options(args, target, overwrite, &bar) };
+    let moment = if let Target::Before(moment) = target { Some(moment) } else { None };
     match source {
         Source::Ltx(plan, _) if args.dry_run => describe(args, &path, replica, &plan),
         Source::Ltx(plan, listing) => {
@@ -77,11 +78,8 @@ pub(crate) async fn run(common: &Common, args: &RestoreArgs, publishing: &Publis
             bar.finish_and_clear();
             report(args, &path, replica, &restored?)
         }
-        Source::Legacy(_) if args.dry_run => {
-            output::line(&format!("would restore {} (Litestream 0.3) to {}", replica.url(), path.display()))
-        }
+        Source::Legacy(found) if args.dry_run => describe_legacy(args, &path, replica, &legacy::plan(&found, moment)?),
         Source::Legacy(found) => {
-            let moment = if let Target::Before(moment) = target { Some(moment) } else { None };
             let restored = legacy::restore(replica, &found, moment, &path, &options).await;
             bar.finish_and_clear();
             report_legacy(args, &path, replica, &restored?)
@@ -168,6 +166,12 @@ async fn source(replica: &Replica, target: Target) -> Result<Source, Error> {
         _ => return Ok(found.map(planned)?),
     };
     let legacy = legacy::listing(replica).await?;
+    if let (Target::Txid(txid), Err(PlanError::NoBackup { .. }), false) = (target, &found, legacy.is_empty()) {
+        let problem = format!(
+            "holds what Litestream 0.3 wrote, which has no TXIDs such as {txid}: restore the latest state, or one by --timestamp"
+        );
+        return Err(Error::Legacy { key: format!("{}: generations", replica.url()), problem });
+    }
     if prefers_legacy(&legacy, ltx, target) { Ok(Source::Legacy(legacy)) } else { Ok(found.map(planned)?) }
 }
 
@@ -275,6 +279,44 @@ fn report(args: &RestoreArgs, path: &Path, replica: &Replica, restored: &Restore
     }
     let size = output::size(restored.commit.bytes(restored.page_size));
     output::line(&format!("restored {db} at {} ({}), {size}", report.txid, report.timestamp))
+}
+
+#[derive(Serialize)]
+struct LegacyDryRun {
+    db: String,
+    replica: String,
+    generation: String,
+    index: String,
+    timestamp: String,
+    bytes: u64,
+    files: Vec<LegacyFile>,
+}
+
+#[derive(Serialize)]
+struct LegacyFile {
+    key: String,
+    size: u64,
+}
+
+fn describe_legacy(args: &RestoreArgs, path: &Path, replica: &Replica, plan: &LegacyPlan) -> anyhow::Result<()> {
+    let file = |object: &ObjectInfo| LegacyFile { key: object.key.to_string(), size: object.size };
+    let report = LegacyDryRun {
+        db: path.display().to_string(),
+        replica: replica.url().to_string(),
+        generation: plan.generation.to_string(),
+        index: format!("{:08x}", plan.index),
+        timestamp: format_time(plan.time),
+        bytes: plan.size(),
+        files: plan.objects.iter().map(file).collect(),
+    };
+    if args.json {
+        return output::json(&report);
+    }
+    let LegacyDryRun { db, replica, generation, index, timestamp, bytes, files } = report;
+    let (files, size) = (files.len(), output::size(bytes));
+    output::line(&format!(
+        "would restore {replica} from generation {generation} of Litestream 0.3 at index {index} ({timestamp}) to {db}: {files} files, {size}"
+    ))
 }
 
 #[derive(Serialize)]

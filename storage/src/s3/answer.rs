@@ -4,10 +4,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use aws_credential_types::provider::error::CredentialsError;
-use aws_sdk_s3::config::http::{HttpRequest, HttpResponse};
+use aws_sdk_s3::config::http::HttpResponse;
+use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextMut;
+use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_s3::error::BoxError;
 use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
 
 use crate::Error;
+use crate::config::S3Config;
 
 /// Error codes of requests that may succeed when they are sent again.
 const PASSING: [&str; 8] = [
@@ -33,8 +37,16 @@ where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {
     let (url, key) = (url.clone(), Arc::<str>::from(key));
-    if let Some(missing) = find::<CredentialsError>(&error) {
-        return Error::NoCredentials { url, answer: describe(missing) };
+    match find::<CredentialsError>(&error) {
+        Some(wrong @ (CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_))) => {
+            return Error::NoCredentials { url, answer: describe(wrong) };
+        }
+        // The place where they come from did not answer, or failed. It may do better next time.
+        Some(failed) => {
+            let cause = format!("cannot get credentials: {}", describe(failed));
+            return Error::Transient { operation, key, cause };
+        }
+        None => {}
     }
     let transient = |cause| Error::Transient { operation, key: key.clone(), cause };
     let status = status(&error);
@@ -119,7 +131,7 @@ pub(super) fn content_range(text: &str) -> Option<(Range<u64>, u64)> {
     Some((first..last.checked_add(1)?, size))
 }
 
-/// What some stores need of a request before it is signed.
+/// What some stores need of every request before it is signed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Adjust {
     /// Ask Tigris for the newest data, wherever it lies.
@@ -129,12 +141,56 @@ pub(super) struct Adjust {
 }
 
 impl Adjust {
-    pub(super) fn apply(self, request: &mut HttpRequest) {
+    pub(super) fn of(config: &S3Config) -> Self {
+        Self { tigris: config.tigris_consistent(), drop_accept_encoding: !config.sign_accept_encoding() }
+    }
+}
+
+impl Intercept for Adjust {
+    fn name(&self) -> &'static str {
+        "what some stores need"
+    }
+
+    fn modify_before_signing(
+        &self,
+        context: &mut BeforeTransmitInterceptorContextMut<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let headers = context.request_mut().headers_mut();
         if self.tigris {
-            request.headers_mut().insert("X-Tigris-Consistent", "true");
+            headers.insert("X-Tigris-Consistent", "true");
         }
         if self.drop_accept_encoding {
-            request.headers_mut().remove("Accept-Encoding");
+            headers.remove("Accept-Encoding");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_s3::error::ConnectorError;
+    use aws_sdk_s3::operation::get_object::GetObjectError;
+
+    use super::*;
+
+    fn kind_of(error: CredentialsError) -> Error {
+        let error: SdkError<GetObjectError, HttpResponse> =
+            SdkError::dispatch_failure(ConnectorError::other(error.into(), None));
+        super::error(&"s3://bkt".into(), "read", "key", error)
+    }
+
+    #[test]
+    fn only_missing_or_wrong_credentials_are_for_somebody_to_put_right() {
+        for missing in [CredentialsError::not_loaded("none"), CredentialsError::invalid_configuration("odd")] {
+            let error = kind_of(missing);
+            assert!(matches!(error, Error::NoCredentials { .. }), "{error:?}");
+        }
+        let second = std::time::Duration::from_secs(1);
+        for passing in [CredentialsError::provider_error("503"), CredentialsError::provider_timed_out(second)] {
+            let error = kind_of(passing);
+            assert!(matches!(error, Error::Transient { .. }), "{error:?}");
         }
     }
 }

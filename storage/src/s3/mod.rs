@@ -1,12 +1,17 @@
 //! A replica in S3, or in one of the many stores that speak its protocol: `PATH/%04x/MIN-MAX.ltx`, the level in hexadecimal, a file's
 //! time as object metadata.
 //!
-//! One attempt each: the SDK's own retries are off, because [`crate::Replica`] retries, resumes and times out alike for every store.
+//! One attempt each: the SDK's own retries are off, because [`crate::Replica`] retries, resumes and times out alike for every store. Only an upload in
+//! parts repeats its requests by itself.
+
+#[macro_use]
+mod headers;
 
 mod answer;
 mod http;
 mod keys;
 mod put;
+mod upload;
 
 use std::sync::Arc;
 
@@ -16,6 +21,7 @@ use aws_sdk_s3::config::{
     SharedCredentialsProvider, StalledStreamProtectionConfig, retry::RetryConfig, timeout::TimeoutConfig,
 };
 use aws_sdk_s3::{Client, primitives::DateTime};
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use futures::StreamExt;
 use futures::stream::{self, TryStreamExt};
 use ltx::{FileName, Timestamp};
@@ -27,6 +33,7 @@ use crate::{ETag, Error, Level, ObjectInfo, Result, RetryPolicy};
 
 pub use keys::format_time;
 pub(crate) use keys::{key, listing, sort_into};
+pub use upload::settle;
 
 /// The metadata key of a file's time.
 const TIME: &str = "litestream-timestamp";
@@ -34,7 +41,7 @@ const TIME: &str = "litestream-timestamp";
 const SINGLE_DELETES: usize = 16;
 
 /// A replica under a prefix of a bucket.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct S3Backend {
     url: Arc<str>,
     bucket: String,
@@ -46,14 +53,13 @@ pub struct S3Backend {
     client: Client,
     /// Takes a new connection for every request: for repeated attempts, whose first connection may be a dead one.
     fresh: Client,
-    settings: Settings,
+    settings: Arc<Settings>,
 }
 
 /// What a request needs beside the client.
 #[derive(Debug)]
 struct Settings {
     content_md5: bool,
-    adjust: answer::Adjust,
     unsigned_payload: bool,
     storage_class: Option<aws_sdk_s3::types::StorageClass>,
     part_size: u64,
@@ -83,19 +89,27 @@ impl S3Backend {
     /// # Errors
     /// [`Error::Config`] where the configuration cannot work, [`Error::Io`] where a file it names cannot be read.
     pub async fn new(config: &S3Config, policy: &RetryPolicy) -> Result<Self> {
-        let url: Arc<str> = config.url().into();
         let plain = config.endpoint.as_deref().is_some_and(|endpoint| endpoint.starts_with("http://"));
         let tls = http::tls(plain, config.skip_verify())?;
-        let pooled = http::client(&tls, policy, true);
-        let fresh = http::client(&tls, policy, false);
+        Self::with_clients(config, policy, http::client(&tls, policy, true), http::client(&tls, policy, false)).await
+    }
+
+    /// A replica that is asked through these clients: one that keeps connections, and one that takes a new one for every request.
+    async fn with_clients(
+        config: &S3Config,
+        policy: &RetryPolicy,
+        pooled: SharedHttpClient,
+        fresh: SharedHttpClient,
+    ) -> Result<Self> {
+        let url: Arc<str> = config.url().into();
         let keys = config.access_key_id.as_deref().zip(config.secret_access_key.as_ref().map(Secret::expose));
         let mut region = config.effective_region().map(|region| Region::new(region.to_owned()));
         let mut credentials = keys
             .map(|(id, secret)| SharedCredentialsProvider::new(Credentials::new(id, secret, None, None, "litestream")));
         // The AWS default chain may wait for a metadata service: it is asked only for what is not stated.
         if region.is_none() || credentials.is_none() {
+            // Its own retries stay on: they know what may pass in each of the places where credentials come from.
             let chain = aws_config::defaults(BehaviorVersion::latest()).http_client(pooled.clone());
-            let chain = chain.retry_config(RetryConfig::disabled());
             let chain = match &region {
                 Some(region) => chain.region(region.clone()).load().await,
                 None => chain.load().await,
@@ -112,6 +126,7 @@ impl S3Backend {
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+            .interceptor(answer::Adjust::of(config))
             .http_client(pooled);
         builder.set_credentials_provider(credentials);
         if let Some(endpoint) = &config.endpoint {
@@ -125,7 +140,7 @@ impl S3Backend {
             other_bases: config.upstream_prefixes(),
             client: Client::from_conf(builder.build()),
             fresh: Client::from_conf(builder_fresh.build()),
-            settings: Settings::new(config, url, policy)?,
+            settings: Arc::new(Settings::new(config, url, policy)?),
         })
     }
 
@@ -133,17 +148,22 @@ impl S3Backend {
         if attempt == 0 { &self.client } else { &self.fresh }
     }
 
-    async fn list_base(&self, base: &str, scope: Scope, after: &str, token: Option<&str>) -> Result<ListPage> {
+    async fn list_base(
+        &self,
+        base: &str,
+        request: &ListRequest<'_>,
+        after: &str,
+        token: Option<&str>,
+    ) -> Result<ListPage> {
+        let (scope, attempt) = (request.scope, request.attempt);
         let (prefix, _) = listing(scope, ltx::Txid::ZERO);
         let prefix = format!("{base}{prefix}");
-        let mut request = self.client.list_objects_v2().bucket(&self.bucket).prefix(&prefix);
+        let mut request = self.client(attempt).list_objects_v2().bucket(&self.bucket).prefix(&prefix);
         request = match token {
             Some(token) => request.continuation_token(token),
             None if after.is_empty() => request,
             None => request.start_after(format!("{base}{after}")),
         };
-        let adjust = self.settings.adjust;
-        let request = request.customize().mutate_request(move |request| adjust.apply(request));
         let answer = match request.send().await {
             // MinIO refuses the empty level that Litestream's `s3://bkt` makes of a root.
             Err(error) if base == "./" && answer::status(&error) == Some(400) => return Ok(ListPage::default()),
@@ -176,10 +196,6 @@ impl Settings {
     fn new(config: &S3Config, url: Arc<str>, policy: &RetryPolicy) -> Result<Self> {
         Ok(Self {
             content_md5: config.content_md5(),
-            adjust: answer::Adjust {
-                tigris: config.tigris_consistent(),
-                drop_accept_encoding: !config.sign_accept_encoding(),
-            },
             unsigned_payload: !config.sign_payload(),
             storage_class: config.storage_class.as_deref().map(Into::into),
             part_size: config.part_size(),
@@ -204,17 +220,17 @@ impl Backend for S3Backend {
     async fn list(&self, request: &ListRequest<'_>) -> Result<ListPage> {
         let (_, after) = listing(request.scope, request.from);
         if let Some(token) = request.token {
-            return self.list_base(&self.base, request.scope, &after, Some(token)).await;
+            return self.list_base(&self.base, request, &after, Some(token)).await;
         }
         let bases = std::iter::once(&self.base).chain(&self.other_bases);
         let pages = bases.map(|base| {
             let after = &after;
             async move {
-                let mut page = self.list_base(base, request.scope, after, None).await?;
+                let mut page = self.list_base(base, request, after, None).await?;
                 while *base != self.base
                     && let Some(token) = page.next.take()
                 {
-                    let more = self.list_base(base, request.scope, after, Some(&token)).await?;
+                    let more = self.list_base(base, request, after, Some(&token)).await?;
                     page.files.extend(more.files);
                     page.others.extend(more.others);
                     page.next = more.next;
@@ -239,12 +255,10 @@ impl Backend for S3Backend {
             GetRange::Span(span) => get.range(format!("bytes={}-{}", span.start, span.end.saturating_sub(1))),
             GetRange::Last(len) => get.range(format!("bytes=-{len}")),
         };
-        if let Some(key) = &self.settings.customer_key {
-            get = get.sse_customer_algorithm(&key.algorithm).sse_customer_key(&key.key).sse_customer_key_md5(&key.md5);
-        }
-        let adjust = self.settings.adjust;
-        let get = get.customize().mutate_request(move |request| adjust.apply(request));
-        let answer = get.send().await.map_err(|error| answer::error(&self.url, "read", request.key, error))?;
+        let answer = with_customer_key!(get, &self.settings)
+            .send()
+            .await
+            .map_err(|error| answer::error(&self.url, "read", request.key, error))?;
         let length = answer.content_length().and_then(|length| u64::try_from(length).ok()).unwrap_or(0);
         let (range, size) = match answer.content_range().and_then(answer::content_range) {
             Some((range, size)) => (range, size),
@@ -273,15 +287,12 @@ impl Backend for S3Backend {
         Ok(GetResponse { object, range, body })
     }
 
-    async fn head(&self, key: &str) -> Result<ObjectInfo> {
-        let mut head = self.client.head_object().bucket(&self.bucket).key(key);
-        if let Some(key) = &self.settings.customer_key {
-            head =
-                head.sse_customer_algorithm(&key.algorithm).sse_customer_key(&key.key).sse_customer_key_md5(&key.md5);
-        }
-        let adjust = self.settings.adjust;
-        let head = head.customize().mutate_request(move |request| adjust.apply(request));
-        let answer = head.send().await.map_err(|error| answer::error(&self.url, "look at", key, error))?;
+    async fn head(&self, key: &str, attempt: u32) -> Result<ObjectInfo> {
+        let head = self.client(attempt).head_object().bucket(&self.bucket).key(key);
+        let answer = with_customer_key!(head, &self.settings)
+            .send()
+            .await
+            .map_err(|error| answer::error(&self.url, "look at", key, error))?;
         Ok(ObjectInfo {
             key: key.into(),
             size: answer.content_length().and_then(|length| u64::try_from(length).ok()).unwrap_or(0),
@@ -291,20 +302,24 @@ impl Backend for S3Backend {
         })
     }
 
+    fn paces_put(&self, len: u64) -> bool {
+        len > self.settings.part_size
+    }
+
     async fn put(&self, key: &str, body: &Body, options: &PutOptions<'_>) -> Result<ObjectInfo> {
-        if body.len() > self.settings.part_size {
+        if self.paces_put(body.len()) {
             self.put_parts(key, body, options).await
         } else {
             self.put_whole(key, body, options).await
         }
     }
 
-    async fn delete(&self, keys: &[&str]) -> Result<()> {
-        match self.delete_batch(keys).await {
+    async fn delete(&self, keys: &[&str], attempt: u32) -> Result<()> {
+        match self.delete_batch(keys, attempt).await {
             // Some stores refuse batches, for want of a checksum or of the call itself.
             Err(Error::Refused { answer, .. }) if keys.len() == 1 || answer::refuses_batches(&answer) => {
                 for some in keys.chunks(SINGLE_DELETES) {
-                    futures::future::try_join_all(some.iter().map(|key| self.delete_one(key))).await?;
+                    futures::future::try_join_all(some.iter().map(|key| self.delete_one(key, attempt))).await?;
                 }
                 Ok(())
             }
@@ -315,4 +330,131 @@ impl Backend for S3Backend {
 
 fn millis(time: Option<&DateTime>) -> Timestamp {
     Timestamp(time.and_then(|time| time.to_millis().ok()).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::{Mutex, PoisonError};
+
+    use aws_smithy_runtime_api::client::http::{
+        HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn,
+    };
+    use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
+    use aws_smithy_types::body::SdkBody;
+
+    use super::*;
+    use crate::Precondition;
+    use crate::config::{Location, ReplicaConfig};
+
+    /// A store that says yes to everything, and writes down what it was asked.
+    #[derive(Clone, Debug, Default)]
+    struct YesMan(Arc<Mutex<Vec<Asked>>>);
+
+    #[derive(Clone, Debug)]
+    struct Asked {
+        what: String,
+        tigris: bool,
+    }
+
+    impl YesMan {
+        fn client(&self) -> SharedHttpClient {
+            let connector = self.clone();
+            http_client_fn(move |_, _| SharedHttpConnector::new(connector.clone()))
+        }
+
+        fn asked(&self) -> Vec<Asked> {
+            std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        }
+    }
+
+    impl HttpConnector for YesMan {
+        fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+            let (_, query) = request.uri().split_once('?').unwrap_or_default();
+            let parameters = query.split('&').filter_map(|pair| pair.split('=').next()).filter(|name| !name.is_empty());
+            let what = format!("{} {}", request.method(), parameters.collect::<Vec<_>>().join(" "));
+            let tigris = request.headers().get("x-tigris-consistent") == Some("true");
+            // Signed, or the store would take no notice.
+            let signed = request.headers().get("authorization").unwrap_or_default().contains("x-tigris-consistent");
+            let body = match what.as_str() {
+                "GET list-type prefix" => "<ListBucketResult></ListBucketResult>",
+                "POST delete" => "<DeleteResult></DeleteResult>",
+                "POST uploads" => {
+                    "<InitiateMultipartUploadResult><UploadId>7</UploadId></InitiateMultipartUploadResult>"
+                }
+                "POST uploadId" => "<CompleteMultipartUploadResult></CompleteMultipartUploadResult>",
+                _ => "",
+            };
+            self.0.lock().unwrap().push(Asked { what, tigris: tigris && signed });
+            let mut response = HttpResponse::new(200.try_into().unwrap(), SdkBody::from(body));
+            response.headers_mut().insert("content-length", body.len().to_string());
+            response.headers_mut().insert("etag", "\"tag\"");
+            HttpConnectorFuture::ready(Ok(response))
+        }
+    }
+
+    /// A backend whose first attempts go to one store and whose repeated ones go to the other.
+    async fn backend(endpoint: &str) -> (S3Backend, YesMan, YesMan) {
+        let mut config = ReplicaConfig::from_url(&format!("s3://bkt/db?endpoint={endpoint}")).unwrap();
+        for (key, value) in [("access-key-id", "id"), ("secret-access-key", "secret"), ("part-size", "5MiB")] {
+            config.set(key, value).unwrap();
+        }
+        let Location::S3(config) = config.location else { panic!("not S3") };
+        let (first, again) = (YesMan::default(), YesMan::default());
+        let policy = RetryPolicy::default();
+        let backend = S3Backend::with_clients(&config, &policy, first.client(), again.client()).await.unwrap();
+        (backend, first, again)
+    }
+
+    /// One request of every kind.
+    async fn ask_everything(backend: &S3Backend, attempt: u32) {
+        let list = ListRequest { scope: Scope::Generations, from: ltx::Txid::ZERO, token: None, attempt };
+        backend.list(&list).await.unwrap();
+        backend.head("key", attempt).await.unwrap();
+        let get = GetRequest { key: "key", range: GetRange::Whole, attempt };
+        backend.get(&get).await.unwrap();
+        let options = PutOptions { precondition: Precondition::NotExists, attempt, ..PutOptions::default() };
+        backend.put("key", &Body::Bytes("small".into()), &options).await.unwrap();
+        backend.put("key", &Body::Bytes(vec![0; 6 << 20].into()), &options).await.unwrap();
+        backend.delete(&["key"], attempt).await.unwrap();
+        backend.delete_one("key", attempt).await.unwrap();
+    }
+
+    const KINDS: [&str; 10] = [
+        "DELETE x-id",
+        "GET list-type prefix",
+        "GET x-id",
+        "HEAD ",
+        "POST delete",
+        "POST uploadId",
+        "POST uploads",
+        "PUT x-id",
+        "PUT x-id partNumber uploadId",
+        "DELETE x-id uploadId",
+    ];
+
+    #[tokio::test]
+    async fn what_a_store_needs_is_in_every_request() {
+        let (backend, first, _) = backend("http://fly.storage.tigris.dev").await;
+        ask_everything(&backend, 0).await;
+        backend.client(0).abort_multipart_upload().bucket("bkt").key("key").upload_id("7").send().await.unwrap();
+        let asked = first.asked();
+        let kinds: BTreeSet<&str> = asked.iter().map(|asked| asked.what.as_str()).collect();
+        assert_eq!(kinds, KINDS.into());
+        for asked in asked {
+            assert!(asked.tigris, "{}", asked.what);
+        }
+    }
+
+    #[tokio::test]
+    async fn repeated_attempts_take_new_connections() {
+        let (backend, first, again) = backend("http://127.0.0.1:1").await;
+        ask_everything(&backend, 0).await;
+        assert!(again.asked().is_empty() && !first.asked().is_empty());
+        ask_everything(&backend, 1).await;
+        let first: Vec<String> = first.asked().into_iter().map(|asked| asked.what).collect();
+        // An upload's parts have attempts of their own.
+        assert_eq!(first, ["PUT x-id partNumber uploadId"; 2]);
+        assert!(again.asked().iter().all(|asked| !asked.tigris));
+    }
 }
