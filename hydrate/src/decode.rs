@@ -1,7 +1,7 @@
 //! From the bytes of a file's frames to pages in the output: decoded once, on whatever core is free, straight to their place.
 
-use litestream_pageindex::{OpenFile, Span};
-use ltx::{ContentHash, Pgno};
+use litestream_pageindex::{FramesHash, OpenFile, Span};
+use ltx::Pgno;
 
 use crate::{Error, Output, Result};
 
@@ -41,10 +41,10 @@ pub(crate) fn decode(
     mut bytes: &[u8],
     owned: &Bits,
     output: &Output,
-) -> Result<ContentHash> {
+) -> Result<FramesHash> {
     let page_size = file.header.page_size;
     let wrong = |source| Error::Plan(litestream_pageindex::Error::format(file.info.key(), source));
-    let mut hash = ContentHash::default();
+    let mut hash = file.hash();
     let mut scratch = vec![0; page_size.bytes()];
     let mut run = Run { pages: Vec::with_capacity(RUN + page_size.bytes()), offset: 0 };
     for (at, entry) in (span.frames.start..).zip(file.index.entries_from(span.frames.start).take(span.frames.len())) {
@@ -53,7 +53,7 @@ pub(crate) fn decode(
         let page: &mut [u8] =
             if owned.contains(at) { run.next(entry.pgno, page_size.bytes(), output)? } else { &mut scratch };
         frame.decompress_into(page).map_err(wrong)?;
-        frame.hash_into(page, &mut hash);
+        hash.add(&frame, page);
     }
     run.write(output)?;
     Ok(hash)

@@ -9,9 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
-use litestream_pageindex::{Listing, OpenFile, Plan, SMALL_FILE, Span, Target, find, open_file, replan_from};
+use litestream_pageindex::{
+    FramesHash, Listing, OpenFile, Plan, SMALL_FILE, Span, Target, exact, find, open_file, replan_from,
+};
 use litestream_storage::{FileInfo, Replica};
-use ltx::{Commit, ContentHash, PageSize, Timestamp, Txid};
+use ltx::{Commit, PageSize, Timestamp, Txid};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
@@ -125,12 +127,7 @@ pub async fn restore_plan(
 ) -> Result<Restored> {
     Output::check(path, options.overwrite)?;
     replan_from(replica, plan, listing, |plan, listing| async move {
-        // Only the first file's own frames tell whether a lone snapshot may be newer than it says.
-        if let Some(other) = plan.without_lone_snapshot(replica, &listing)
-            && open_file(replica, &plan.files[0]).await?.starts_with_legacy_frame()
-        {
-            return Restore::new(replica, path, &other, options)?.run(&other).await;
-        }
+        let plan = exact(replica, plan, listing).await?;
         Restore::new(replica, path, &plan, options)?.run(&plan).await
     })
     .await
@@ -303,7 +300,7 @@ impl Restore {
         let hashes = stream::iter(spans)
             .map(|span| self.clone().decode_span(file.clone(), owned.clone(), span))
             .buffered(self.options.parallelism.max(1));
-        let hash = hashes.try_fold(ContentHash::default(), |mut hash, part| async move {
+        let hash = hashes.try_fold(file.hash(), |mut hash, part| async move {
             hash.append(&part);
             Ok(hash)
         });
@@ -313,7 +310,7 @@ impl Restore {
         Ok(())
     }
 
-    async fn decode_span(self: Arc<Self>, file: Arc<OpenFile>, owned: Arc<Bits>, span: Span) -> Result<ContentHash> {
+    async fn decode_span(self: Arc<Self>, file: Arc<OpenFile>, owned: Arc<Bits>, span: Span) -> Result<FramesHash> {
         let permit = self.reserve(span.bytes.end - span.bytes.start).await?;
         let bytes = self.replica.get_span(&file.info, span.bytes.clone()).await?;
         blocking(move || {

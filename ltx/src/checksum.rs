@@ -57,6 +57,13 @@ impl DatabaseChecksum {
         }
     }
 
+    /// Adds the pages of another sum.
+    pub const fn join(&mut self, other: Self) {
+        if other.0 != 0 {
+            self.0 = (self.0 ^ other.0) | Checksum::FLAG;
+        }
+    }
+
     /// The checksum of the pages so far.
     #[must_use]
     pub const fn get(self) -> Checksum {
@@ -186,6 +193,23 @@ mod tests {
             front.append(&back);
             assert_eq!(front.checksum().0, oracle.checksum(&data) | Checksum::FLAG, "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn sums_of_pages_join_in_any_order() {
+        let page = |number: u32| (Pgno::new(number).unwrap(), [number as u8; 512]);
+        let sum = |numbers: &[u32]| {
+            let mut sum = DatabaseChecksum::default();
+            for (pgno, page) in numbers.iter().map(|number| page(*number)) {
+                sum.toggle(pgno, &page);
+            }
+            sum
+        };
+        let mut joined = sum(&[3]);
+        joined.join(sum(&[]));
+        joined.join(sum(&[1, 2]));
+        assert_eq!(joined.get().0, 0xefff_ffff_ecd9_9000);
+        assert_eq!(joined.get(), sum(&[1, 2, 3]).get());
     }
 
     #[test]

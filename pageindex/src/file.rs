@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use litestream_storage::{FileInfo, Replica};
 use ltx::{
-    ContentHash, FRAME_HEADER_LEN, Frame, HEADER_LEN, Header, IndexEntry, Layout, PageProblem, Tail, TailLength,
-    Trailer,
+    ContentHash, DatabaseChecksum, FRAME_HEADER_LEN, Frame, HEADER_LEN, Header, IndexEntry, Layout, PageProblem, Tail,
+    TailLength, Trailer,
 };
 
 use crate::{Error, PackedIndex, PackedIndexBuilder, Result};
@@ -43,6 +43,32 @@ pub struct OpenFile {
     pub tail_hash: ContentHash,
     /// The bytes from the front that came along: all of a small file.
     pub front: Bytes,
+}
+
+/// The hash of some of a file's frames that follow one another, so that stretches hashed side by side can be joined.
+#[derive(Clone, Debug)]
+pub struct FramesHash {
+    content: ContentHash,
+    /// Only of a snapshot that carries a database checksum, which Litestream's do not.
+    database: Option<DatabaseChecksum>,
+}
+
+impl FramesHash {
+    /// Adds the next frame, whose decompressed page is given.
+    pub fn add(&mut self, frame: &Frame<'_>, page: &[u8]) {
+        frame.hash_into(page, &mut self.content);
+        if let Some(database) = &mut self.database {
+            database.toggle(frame.pgno(), page);
+        }
+    }
+
+    /// Joins the stretch that follows this one.
+    pub fn append(&mut self, next: &Self) {
+        self.content.append(&next.content);
+        if let (Some(database), Some(next)) = (&mut self.database, next.database) {
+            database.join(next);
+        }
+    }
 }
 
 /// Some of a file's frames, by their place in its index, and where in the file they lie.
@@ -138,14 +164,25 @@ impl OpenFile {
         Ok(frame)
     }
 
-    /// Compares the hash of all frames, in order, with the file's checksum.
+    /// The hash of none of the file's frames yet.
+    #[must_use]
+    pub fn hash(&self) -> FramesHash {
+        let checks_database = self.header.is_snapshot() && self.header.has_checksums();
+        FramesHash { content: ContentHash::default(), database: checks_database.then(DatabaseChecksum::default) }
+    }
+
+    /// Compares the hash of all frames, in order, with the file's checksum, and of a snapshot that carries one with the database's.
     ///
     /// # Errors
     /// [`Error::Format`].
-    pub fn verify(&self, frames: &ContentHash) -> Result<()> {
-        Layout::checksum(&self.raw_header, frames, &self.tail_hash, &self.trailer)
-            .map(|_| ())
-            .map_err(|source| Error::format(self.info.key(), source))
+    pub fn verify(&self, frames: &FramesHash) -> Result<()> {
+        let format = |source| Error::format(self.info.key(), source);
+        Layout::checksum(&self.raw_header, &frames.content, &self.tail_hash, &self.trailer).map_err(format)?;
+        let stored = self.trailer.post_apply_checksum;
+        match frames.database.map(DatabaseChecksum::get) {
+            Some(computed) if computed != stored => Err(format(ltx::Error::DatabaseChecksum { stored, computed })),
+            _ => Ok(()),
+        }
     }
 
     /// The file's first page frame, where it came along.

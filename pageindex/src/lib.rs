@@ -18,9 +18,9 @@ mod time;
 mod view;
 
 pub use error::{Error, Result};
-pub use file::{OpenFile, SMALL_FILE, Span, open_file};
+pub use file::{FramesHash, OpenFile, SMALL_FILE, Span, open_file};
 pub use listing::Listing;
 pub use packed::{PackedIndex, PackedIndexBuilder};
-pub use plan::{MAX_REPLANS, Plan, Replannable, Target, find, replan, replan_from};
+pub use plan::{MAX_REPLANS, Plan, Replannable, Target, exact, find, replan, replan_from};
 pub use time::{Cutoff, time_of};
 pub use view::{Location, View};

@@ -20,11 +20,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use litestream_storage::{FileInfo, Replica};
-use ltx::{Assembly, Commit, ContentHash, FRAME_HEADER_LEN, FrameHash, Header, IndexEntry, PageProblem, Pgno};
+use ltx::{Assembly, Commit, FRAME_HEADER_LEN, FrameHash, Header, IndexEntry, PageProblem, Pgno};
 use tokio::sync::Semaphore;
 
 use crate::view::same_page_size;
-use crate::{Error, OpenFile, PackedIndex, PackedIndexBuilder, Result, Span, open_file};
+use crate::{Error, FramesHash, OpenFile, PackedIndex, PackedIndexBuilder, Result, Span, open_file};
 
 /// How many inputs are opened at once.
 const OPEN_AT_ONCE: usize = 256;
@@ -98,7 +98,7 @@ pub async fn merge(replica: &Replica, files: &[FileInfo], output: &Path, options
     let kept = Arc::new(blocking(move || Ok(Kept::new(&planned, header))).await?);
     let (file, guard) = OutputGuard::create(output)?;
     let output = Arc::new(Output { file, path: output.to_owned() });
-    let mut hashes = vec![ContentHash::default(); inputs.len()];
+    let mut hashes: Vec<FramesHash> = inputs.iter().map(|input| input.file.hash()).collect();
     let frame_bytes = |input: &Input| input.file.layout.frames_end() - input.file.layout.frames_start();
     let mut done: u64 = input_bytes - inputs.iter().map(frame_bytes).sum::<u64>();
     let tell = |done| {
@@ -291,7 +291,7 @@ struct Work {
 impl Work {
     /// Fetches the pieces of a job, checks every frame, and copies those that are kept. Returns the hashes of the pieces and the bytes of
     /// all frames.
-    async fn run(self, replica: &Replica, job: Vec<Piece>) -> Result<(Vec<(usize, ContentHash)>, u64)> {
+    async fn run(self, replica: &Replica, job: Vec<Piece>) -> Result<(Vec<(usize, FramesHash)>, u64)> {
         let reads = job.iter().map(|piece| (&self.inputs[piece.input].file, piece.span.bytes.clone()));
         let reads: Vec<_> = reads.map(|(file, span)| read(replica, file, span)).collect();
         let fetched: Vec<Bytes> = stream::iter(reads).buffered(READ_AT_ONCE).try_collect().await?;
@@ -309,10 +309,10 @@ impl Work {
         .await
     }
 
-    fn copy(&self, piece: &Piece, bytes: &[u8], page: &mut [u8]) -> Result<ContentHash> {
+    fn copy(&self, piece: &Piece, bytes: &[u8], page: &mut [u8]) -> Result<FramesHash> {
         let input = &self.inputs[piece.input];
         let wrong = |source| Error::format(input.file.key(), source);
-        let mut hash = ContentHash::default();
+        let mut hash = input.file.hash();
         let mut run = Run { source: bytes, range: 0..0, offset: 0 };
         let (mut start, mut last) = (0, None);
         let entries = input.file.index.entries_from(piece.span.frames.start).take(piece.span.frames.len());
@@ -321,7 +321,7 @@ impl Work {
             let range = start..start + frame.bytes().len();
             start = range.end;
             frame.decompress_into(page).map_err(wrong)?;
-            frame.hash_into(page, &mut hash);
+            hash.add(&frame, page);
             let Some(at) = self.kept.place(piece.input, entry.pgno, last) else { continue };
             last = Some(at);
             let (frame_hash, copy) = frame.copy(page);

@@ -5,7 +5,7 @@ use std::future::Future;
 use litestream_storage::{FileInfo, Level, Replica};
 use ltx::{Timestamp, Txid};
 
-use crate::{Cutoff, Error, Listing, Result, time_of};
+use crate::{Cutoff, Error, Listing, Result, open_file, time_of};
 
 /// How often a plan is made anew because files of it vanished, before that is called an error.
 pub const MAX_REPLANS: u32 = 5;
@@ -200,6 +200,23 @@ async fn plan(replica: &Replica, listing: &Listing, target: Target) -> Result<Pl
         }
         plan => plan,
     }
+}
+
+/// The plan, or another one for the same TXID where this one ends with a snapshot that may hold newer pages than it says
+/// ([`Plan::without_lone_snapshot`]) and there is another.
+///
+/// # Errors
+/// As the store says, and what is wrong with the snapshot.
+pub async fn exact(replica: &Replica, plan: Plan, listing: Listing) -> Result<Plan> {
+    let [only] = plan.files.as_slice() else { return Ok(plan) };
+    // What a partial listing leaves out may be just what another plan needs.
+    let maybe = listing.is_partial() || plan.without_lone_snapshot(replica, &listing).is_some();
+    // Only the file's own frames tell who wrote it.
+    if only.level != Level::SNAPSHOT || !maybe || !open_file(replica, only).await?.starts_with_legacy_frame() {
+        return Ok(plan);
+    }
+    let listing = if listing.is_partial() { Listing::full(replica).await? } else { listing };
+    Ok(plan.without_lone_snapshot(replica, &listing).unwrap_or(plan))
 }
 
 /// An error of work on a plan.

@@ -524,3 +524,26 @@ fn a_merge_refuses_what_a_decoder_refuses() {
         }
     });
 }
+
+#[test]
+fn a_snapshot_with_another_databases_checksum_is_refused() {
+    let page_size = PageSize::new(512).unwrap();
+    for right in [true, false] {
+        let header = Header { flags: 0, ..Header::new(page_size, Commit(3), Txid(1), Txid(2), Timestamp(5)) };
+        let mut encoder = ltx::Encoder::new(Vec::new(), header).unwrap();
+        for number in 1..=3 {
+            encoder.page(Pgno::new(number).unwrap(), &page(page_size, number, 7)).unwrap();
+        }
+        let (bytes, _) = if right {
+            encoder.finish().unwrap()
+        } else {
+            encoder.finish_with(ltx::Checksum(ltx::Checksum::FLAG | 5)).unwrap()
+        };
+        run(async {
+            let replica = memory();
+            let info = put(&replica, Level::ZERO, name(1, 2), bytes).await;
+            let outcome = merged(&replica, &[info], &MergeOptions::default()).await;
+            assert_eq!(outcome.is_ok(), right, "{outcome:?}");
+        });
+    }
+}

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use futures::stream::{self, StreamExt, TryStreamExt};
-use litestream_pageindex::{Listing, OpenFile, Plan, Target, View, find, open_file, replan_from};
+use litestream_pageindex::{Listing, OpenFile, Plan, Target, View, exact, find, open_file, replan_from};
 use litestream_storage::{Level, Replica, RetryPolicy, Scope};
 use ltx::{Timestamp, Txid};
 
@@ -160,8 +160,13 @@ impl Database {
     /// Opens the files of a plan, those that are known already from there. Files that vanish lead to a new plan for the same TXID.
     async fn view_of(&self, plan: Plan, listing: Listing, known: &[Arc<OpenFile>]) -> Result<View> {
         let replica = &self.replica;
-        let view = replan_from(replica, plan, listing, |plan, _| async move {
-            Box::pin(View::open_with(replica, &plan, known)).await
+        let view = replan_from(replica, plan, listing, |plan, listing| async move {
+            let view = Box::pin(View::open_with(replica, &plan, known)).await?;
+            if view.files().len() > 1 || !view.files()[0].starts_with_legacy_frame() {
+                return Ok(view);
+            }
+            let other = Box::pin(exact(replica, plan.clone(), listing)).await?;
+            if other == plan { Ok(view) } else { Box::pin(View::open_with(replica, &other, known)).await }
         });
         Ok(Box::pin(view).await?)
     }
