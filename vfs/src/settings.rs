@@ -13,6 +13,7 @@ use crate::{Error, Result};
 pub(crate) struct Parameters<'a> {
     path: String,
     lookup: Lookup<'a>,
+    env: fn(&str) -> Option<String>,
 }
 
 /// What a parameter of the URI says.
@@ -24,7 +25,7 @@ type Found = (String, String);
 impl<'a> Parameters<'a> {
     /// `uri` looks a parameter up.
     pub(crate) fn new(path: String, uri: impl Fn(&str) -> Option<String> + 'a) -> Self {
-        Self { path, lookup: Box::new(uri) }
+        Self { path, lookup: Box::new(uri), env }
     }
 
     /// A value from the URI.
@@ -36,7 +37,7 @@ impl<'a> Parameters<'a> {
     fn find(&self, key: &str) -> Option<Found> {
         self.uri(key).or_else(|| {
             let name = format!("LITESTREAM_{}", key.to_ascii_uppercase());
-            env(&name).map(|value| (name, value))
+            (self.env)(&name).filter(|value| !value.is_empty()).map(|value| (name, value))
         })
     }
 
@@ -130,13 +131,13 @@ fn replica(parameters: &Parameters<'_>) -> Result<ReplicaConfig> {
             why: error.to_string(),
         };
         let mut config = ReplicaConfig::from_url(&value).map_err(wrong)?;
-        config.apply_env(env).map_err(wrong)?;
+        config.apply_env(parameters.env).map_err(wrong)?;
         config.validate().map_err(wrong)?;
         return Ok(config);
     }
-    let (path, named) = litestream_config::locate(None, &env);
+    let (path, named) = litestream_config::locate(None, &parameters.env);
     let unknown = || Error::NoReplica { path: parameters.path.clone(), config: path.display().to_string() };
-    let config = match Config::load(&path, true, &env) {
+    let config = match Config::load(&path, true, &parameters.env) {
         Ok(config) => config,
         Err(LoadError::NotFound(_)) if !named => return Err(unknown()),
         Err(error) => return Err(Error::Setting { name: "LITESTREAM_CONFIG".to_owned(), why: error.to_string() }),
@@ -148,4 +149,56 @@ fn replica(parameters: &Parameters<'_>) -> Result<ReplicaConfig> {
 
 fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(uri: &[(&str, &str)], env: fn(&str) -> Option<String>) -> Result<Settings> {
+        let uri = |key: &str| uri.iter().find(|(name, _)| *name == key).map(|(_, value)| (*value).to_owned());
+        let mut parameters = Parameters::new("/data/my.db".to_owned(), uri);
+        parameters.env = env;
+        Settings::read(&parameters)
+    }
+
+    #[test]
+    fn rule_27_the_uri_goes_before_the_environment() {
+        let env: fn(&str) -> Option<String> = |name| match name {
+            "LITESTREAM_REPLICA_URL" => Some("file:///from/env".into()),
+            "LITESTREAM_POLL_INTERVAL" => Some("5s".into()),
+            _ => None,
+        };
+        let settings = read(&[], env).unwrap();
+        assert_eq!(settings.replica.url(), "file:///from/env");
+        assert_eq!(settings.poll_interval, Duration::from_secs(5));
+        let settings = read(&[("replica_url", "file:///from/uri"), ("poll_interval", "2s")], env).unwrap();
+        assert_eq!(settings.replica.url(), "file:///from/uri");
+        assert_eq!(settings.poll_interval, Duration::from_secs(2));
+        assert_ne!(read(&[], env).unwrap().key(), settings.key(), "two replicas are two databases");
+    }
+
+    #[test]
+    fn rule_27_a_bad_value_names_the_variable() {
+        let somewhere = ("replica_url", "file:///somewhere");
+        let error = read(&[somewhere], |name| (name == "LITESTREAM_POLL_INTERVAL").then(|| "soon".into())).unwrap_err();
+        assert!(error.to_string().starts_with("LITESTREAM_POLL_INTERVAL: "), "{error}");
+        let error = read(&[("cache_size", "lots")], |_| None).unwrap_err();
+        assert!(error.to_string().starts_with("cache_size: "), "{error}");
+        let error = read(&[], |_| None).unwrap_err();
+        assert!(error.to_string().contains("/data/my.db: no replica is known"), "{error}");
+    }
+
+    #[test]
+    fn rule_27_a_plain_name_is_found_in_the_configuration() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("litestream.yml");
+        let text = "dbs:\n  - path: /data/my.db\n    replica:\n      url: file:///where/it/is\n";
+        std::fs::write(&path, text).unwrap();
+        // A function pointer holds nothing, so the path goes by a static.
+        static PATH: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+        PATH.set(path.to_str().unwrap().to_owned()).unwrap();
+        let settings = read(&[], |name| (name == "LITESTREAM_CONFIG").then(|| PATH.get().unwrap().clone())).unwrap();
+        assert_eq!(settings.replica.url(), "file:///where/it/is");
+    }
 }

@@ -1,4 +1,5 @@
-//! `cargo xtask soak`: what only many tries show. Restores that are killed at random instants, and restores from a store that fails.
+//! `cargo xtask soak`: what only many tries show. Restores that are killed at random instants, and restores and
+//! queries from a store that fails.
 //!
 //! Every case is a function of the seed, which is printed; only the instants at which the system does things are not.
 
@@ -16,6 +17,8 @@ use rusqlite::Connection;
 
 use crate::bench::{child, subject};
 use crate::litestream::file_url;
+
+mod queries;
 
 /// How long a restore may take however it is hindered, before it is called hung.
 const HUNG: Duration = Duration::from_secs(180);
@@ -46,6 +49,8 @@ enum Part {
     Kills,
     /// Restore from a store that answers 503, cuts, stalls, or is down
     Faults,
+    /// Query a replica in such a store
+    Queries,
 }
 
 /// How many cases passed and failed.
@@ -83,6 +88,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if wanted(Part::Faults) {
         faults(&ours, if arguments.short { 5 } else { 50 }, seed, &mut tally)?;
         store_down(&ours, &mut tally)?;
+    }
+    if wanted(Part::Queries) {
+        queries::queries(if arguments.short { 100 } else { 1_000 }, seed, &mut tally)?;
     }
     let Tally { passed, failed } = tally;
     println!("{passed} passed, {failed} failed");

@@ -589,3 +589,17 @@ pub(crate) fn reclaim(pointer: *mut process::Process) -> process::Process {
     // SAFETY: `process` calls this with what `Box::into_raw` gave it and nobody else has seen.
     *unsafe { Box::from_raw(pointer) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rule_24_devices_are_powersafe_with_sectors_of_512_bytes() {
+        // SAFETY: neither looks at the file.
+        unsafe {
+            assert_eq!(x_sector_size(std::ptr::null_mut()), 512);
+            assert_eq!(x_device_characteristics(std::ptr::null_mut()), code::IOCAP_POWERSAFE_OVERWRITE);
+        }
+    }
+}
