@@ -115,6 +115,7 @@ impl Predictor {
             }
             _ => return false,
         }
+        self.nodes.remove(&pgno);
         self.last_leaf = pgno;
         (self.side_by_side, self.ahead, self.window) = (0, 0, 0);
         true
@@ -125,9 +126,13 @@ impl Predictor {
         if self.nodes.get(&pgno).is_some_and(|node| node.seen_at == page.as_ptr().addr()) {
             return Vec::new();
         }
-        let Some(tree) = TreePage::parse(page, pgno) else { return Vec::new() };
+        let tree = TreePage::parse(page, pgno);
+        if tree.as_ref().is_none_or(|tree| tree.is_leaf) {
+            self.nodes.remove(&pgno);
+        }
+        let Some(tree) = tree else { return Vec::new() };
         if pgno == 1 {
-            self.usable = page.len() - usize::from(page.get(20).copied().unwrap_or(0));
+            self.usable = page.len().saturating_sub(usize::from(page.get(20).copied().unwrap_or(0)));
         }
         if self.parents.len() > REMEMBERED {
             *self = Self { usable: self.usable, ..Self::default() };
@@ -270,7 +275,13 @@ impl Predictor {
                     Some(child) => {
                         // And down again to the first leaf below it.
                         let (mut child, mut under) = (*child, (parent, place + 1));
+                        let mut depth = 0;
                         while let Some(node) = self.nodes.get(&child) {
+                            // What is remembered may be of several views, or of a damaged database: it need not be a tree.
+                            depth += 1;
+                            if depth > DEEPEST {
+                                return None;
+                            }
                             under = (child, 0);
                             child = *node.children.first()?;
                         }
@@ -516,4 +527,88 @@ fn u16_at(page: &[u8], at: usize) -> Option<u16> {
 
 fn u32_at(page: &[u8], at: usize) -> Option<u32> {
     page.get(at..at + 4)?.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// An interior page of a table with these children.
+    fn interior(children: &[u32]) -> Bytes {
+        let mut page = vec![0; 512];
+        let (last, others) = children.split_last().unwrap();
+        page[0] = 0x05;
+        page[3..5].copy_from_slice(&(others.len() as u16).to_be_bytes());
+        page[8..12].copy_from_slice(&last.to_be_bytes());
+        for (cell, child) in others.iter().enumerate() {
+            let at = 512 - (cell + 1) * 5;
+            page[12 + cell * 2..14 + cell * 2].copy_from_slice(&(at as u16).to_be_bytes());
+            page[at..at + 4].copy_from_slice(&child.to_be_bytes());
+            page[at + 4] = cell as u8 + 1;
+        }
+        page.into()
+    }
+
+    fn leaf() -> Bytes {
+        let mut page = vec![0; 512];
+        page[0] = 0x0d;
+        page.into()
+    }
+
+    #[test]
+    fn leaves_that_follow_are_named_once_two_stand_side_by_side() {
+        let mut predictor = Predictor { usable: 512, ..Predictor::default() };
+        let none = |_: u32| None;
+        predictor.after(2, &interior(&[3, 4, 5, 6, 7, 8]), &none);
+        assert!(predictor.after(3, &leaf(), &none).is_empty());
+        assert_eq!(predictor.after(4, &leaf(), &none), [5, 6, 7, 8]);
+    }
+
+    #[test]
+    fn pages_that_are_no_tree_end_the_guessing_and_not_the_query() {
+        let none = |_: u32| None;
+        let mut predictor = Predictor { usable: 512, ..Predictor::default() };
+        predictor.after(3, &interior(&[4, 5]), &none);
+        predictor.after(4, &leaf(), &none);
+        predictor.after(5, &interior(&[5, 5]), &none);
+        predictor.after(4, &leaf(), &none);
+        predictor.after(9, &leaf(), &none);
+        // What once was a page with children is a leaf in another view.
+        predictor.after(7, &interior(&[9, 10]), &none);
+        predictor.after(9, &interior(&[7, 11]), &none);
+        predictor.after(7, &leaf(), &none);
+        predictor.after(11, &leaf(), &none);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(
+            pages in proptest::collection::vec((1u32..12, proptest::collection::vec(any::<u8>(), 0..600)), 1..40),
+            kinds in proptest::collection::vec(0usize..5, 40),
+        ) {
+            let pages: Vec<(u32, Bytes)> = pages
+                .into_iter()
+                .zip(kinds)
+                .map(|((pgno, mut page), kind)| {
+                    let at = if pgno == 1 { 100 } else { 0 };
+                    if let Some(byte) = page.get_mut(at) {
+                        *byte = [0x02, 0x05, 0x0a, 0x0d, *byte][kind];
+                    }
+                    // Small numbers, so that pages name each other.
+                    for byte in page.iter_mut().skip(at + 8) {
+                        *byte %= 12;
+                    }
+                    (pgno, page.into())
+                })
+                .collect();
+            let memory: HashMap<u32, Bytes> = pages.iter().cloned().collect();
+            let mut predictor = Predictor::default();
+            for (pgno, page) in &pages {
+                predictor.before(*pgno, &|page| memory.get(&page).cloned());
+                predictor.after(*pgno, page, &|page| memory.get(&page).cloned());
+            }
+        }
+    }
 }

@@ -156,6 +156,9 @@ impl Connection {
 
     /// The database's size in bytes.
     pub(crate) fn size(&self) -> u64 {
+        if self.is_inherited() {
+            return 0;
+        }
         self.shown().map_or(0, |shown| shown.view.commit().bytes(shown.view.page_size()))
     }
 
@@ -164,6 +167,10 @@ impl Connection {
     /// # Errors
     /// As the replica says; [`Error::Interrupted`], [`Error::Forked`].
     pub(crate) fn read(&mut self, into: &mut [u8], offset: u64, stop: &dyn Fn() -> bool) -> Result<usize> {
+        if self.is_inherited() {
+            // Before any lock: a thread of the parent may have held it at the fork, and nobody will ever give it back here.
+            return Err(Error::Forked);
+        }
         self.reads += 1;
         let mut shown = self.shown()?;
         let size = u64::from(shown.view.page_size().get());
@@ -249,9 +256,6 @@ impl Connection {
             fetcher.counters.hits.fetch_add(1, Ordering::Relaxed);
             return Ok(Some(page));
         }
-        if self.is_inherited() {
-            return Err(Error::Forked);
-        }
         self.guesses = GUESSES;
         let (database, predictor) = (&self.database, &mut self.predictor);
         let ahead = || wanted_pages(shown, &predictor.before(pgno.get(), &|page| in_memory(database, shown, page)));
@@ -264,6 +268,9 @@ impl Connection {
         if name == "journal_mode" && value.is_some_and(|value| value.eq_ignore_ascii_case("wal")) {
             // WAL needs shared memory. In exclusive mode SQLite would go without, and never find out of it again.
             return Pragma::Answer("delete".to_owned());
+        }
+        if self.is_inherited() && name.starts_with("litestream_") && name != "litestream_error" {
+            return Pragma::Failed(Error::Forked);
         }
         let answer = match (name.as_str(), value) {
             ("litestream_txid", None) => self.fresh(stop).map(|shown| shown.view.txid().to_string()),

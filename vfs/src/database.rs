@@ -67,22 +67,25 @@ struct Polling {
 /// See [`Shown::counter`].
 struct ChangeCounters {
     next: u32,
-    by_txid: HashMap<Txid, u32>,
-    order: VecDeque<Txid>,
+    by_content: HashMap<Content, u32>,
+    order: VecDeque<Content>,
 }
 
+/// A TXID, and the checksum of the file that ends with it: where a file was replaced, the TXID alone would not tell.
+type Content = (Txid, u64);
+
 impl ChangeCounters {
-    fn of(&mut self, txid: Txid) -> u32 {
-        if let Some(counter) = self.by_txid.get(&txid) {
+    fn of(&mut self, content: Content) -> u32 {
+        if let Some(counter) = self.by_content.get(&content) {
             return *counter;
         }
         self.next = self.next.wrapping_add(1);
-        self.by_txid.insert(txid, self.next);
-        self.order.push_back(txid);
+        self.by_content.insert(content, self.next);
+        self.order.push_back(content);
         if self.order.len() > COUNTERS
             && let Some(oldest) = self.order.pop_front()
         {
-            self.by_txid.remove(&oldest);
+            self.by_content.remove(&oldest);
         }
         self.next
     }
@@ -144,7 +147,7 @@ impl Database {
             settings,
             latest: Mutex::default(),
             polling: Mutex::default(),
-            counters: Mutex::new(ChangeCounters { next: 0, by_txid: HashMap::new(), order: VecDeque::new() }),
+            counters: Mutex::new(ChangeCounters { next: 0, by_content: HashMap::new(), order: VecDeque::new() }),
             polls: AtomicU64::new(0),
         });
         let view = database.view_of(found.0, found.1, &[]).await?;
@@ -172,7 +175,8 @@ impl Database {
     }
 
     fn shown(&self, view: View) -> Arc<Shown> {
-        let counter = lock(&self.counters).of(view.txid());
+        let last = view.files().last().map_or(0, |file| file.trailer.file_checksum.0);
+        let counter = lock(&self.counters).of((view.txid(), last));
         Arc::new(Shown { view, counter })
     }
 
@@ -218,6 +222,7 @@ impl Database {
     /// Polls once an interval, as long as somebody reads.
     async fn follow(database: Weak<Self>, interval: Duration, mut skip: bool, first: LandOnDrop<()>) {
         let mut first = Some(first);
+        let _running = Running(database.clone());
         loop {
             let Some(this) = database.upgrade() else { return };
             if !skip {
@@ -264,8 +269,28 @@ impl Database {
     async fn look(&self) -> Result<()> {
         let before = self.latest()?;
         let reached = before.view.txid();
-        let page = self.replica.list_page(Scope::Level(Level::ZERO), reached.next(), None).await?;
-        let Some(last) = page.files.last() else { return Ok(()) };
+        // The last file that is known comes along: that what follows continues the same history is proven by its still being there.
+        let mut page = self.replica.list_page(Scope::Level(Level::ZERO), reached, None).await?;
+        let there = page.files.iter().position(|file| file.name.min == reached && file.name.max == reached);
+        let there = there.map(|at| page.files.remove(at));
+        let known = before.view.files().last().filter(|known| known.info.level == Level::ZERO);
+        let proven = match (known, &there) {
+            (Some(known), Some(there)) => {
+                known.info.size() == there.size() && known.info.object.etag == there.object.etag
+            }
+            (Some(_), None) => false,
+            (None, _) => true,
+        };
+        let Some(last) = page.files.last() else {
+            if proven {
+                return Ok(());
+            }
+            let (plan, listing) = find(&self.replica, Target::Latest).await?;
+            if plan.txid < reached {
+                return Err(Error::Rewound { url: self.replica.url().clone(), have: reached, found: plan.txid });
+            }
+            return self.publish(self.view_of(plan, listing, before.view.files()).await?);
+        };
         {
             let mut polling = lock(&self.polling);
             let time = last.object.time.unwrap_or(last.object.modified);
@@ -278,7 +303,7 @@ impl Database {
             follows
         });
         let few = page.next.is_none() && page.files.len() <= MANY_NEW;
-        if contiguous && few && before.view.files().len() + page.files.len() < MANY_FILES {
+        if proven && contiguous && few && before.view.files().len() + page.files.len() < MANY_FILES {
             let opens = page.files.iter().cloned().map(|file| {
                 let replica = self.replica.clone();
                 async move { open_file(&replica, &file).await.map(Arc::new) }
@@ -300,7 +325,14 @@ impl Database {
 
     /// Shows a view, unless a newer one is shown already.
     fn publish(&self, view: View) -> Result<()> {
-        same_files(self.latest()?.view.files(), &view)?;
+        let before = self.latest()?;
+        if let Err(error) = same_files(before.view.files(), &view) {
+            if view.txid() <= before.view.txid() {
+                return Err(error);
+            }
+            // What a transaction has seen was rewritten. Those that are going on keep what they have, or fail; later ones see what there is.
+            tracing::error!(%error, txid = %view.txid(), "the replica's history was rewritten: going on with the new one");
+        }
         let shown = self.shown(view);
         let mut latest = lock(&self.latest);
         let known = latest.as_ref().map_or(Txid::ZERO, |known| known.view.txid());
@@ -319,14 +351,16 @@ impl Database {
     pub(crate) fn repair(self: &Arc<Self>, broken: &Shown, stop: &dyn Fn() -> bool) -> Result<Arc<Shown>> {
         let (this, txid) = (self.clone(), broken.view.txid());
         let known: Vec<Arc<OpenFile>> = broken.view.files().to_vec();
-        let (commit, counter) = (broken.view.commit(), broken.counter);
+        let (commit, page_size, counter) = (broken.view.commit(), broken.view.page_size(), broken.counter);
         let repaired = self.wait_for(stop, async move {
             let again = async {
                 let (plan, listing) = find(&this.replica, Target::Txid(txid)).await?;
                 let view = this.view_of(plan, listing, &known).await?;
                 same_files(&known, &view)?;
                 match view.files().last() {
-                    Some(last) if view.commit() != commit => Err(Error::Replaced { key: last.key().clone() }),
+                    Some(last) if (view.commit(), view.page_size()) != (commit, page_size) => {
+                        Err(Error::Replaced { key: last.key().clone() })
+                    }
                     _ => Ok(view),
                 }
             };
@@ -360,7 +394,9 @@ impl Database {
         let known = self.latest()?.view.files().to_vec();
         let view = self.wait_for(stop, async move {
             let (plan, listing) = find(&this.replica, target).await?;
-            this.view_of(plan, listing, &known).await
+            let view = this.view_of(plan, listing, &known).await?;
+            same_files(&known, &view)?;
+            Ok(view)
         })?;
         Ok(self.shown(view))
     }
@@ -431,6 +467,20 @@ fn same_files(before: &[Arc<OpenFile>], view: &View) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Lets another follower begin where this one ends by a panic.
+struct Running(Weak<Database>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Some(database) = self.0.upgrade()
+        {
+            let mut polling = lock(&database.polling);
+            (polling.running, polling.first) = (false, None);
+        }
+    }
 }
 
 /// Brings a value when it goes, whatever the reason; without one, those who wait are told that nothing will come.

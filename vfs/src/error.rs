@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ltx::Txid;
+
 /// This crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -49,6 +51,18 @@ pub enum Error {
     Replaced {
         /// The object.
         key: Arc<str>,
+    },
+    /// The replica ends before what was read from it.
+    #[error(
+        "{url}: the replica ends with transaction {found}, and {have} was read from it before: it was put back to an older state, or made anew"
+    )]
+    Rewound {
+        /// The replica.
+        url: Arc<str>,
+        /// The last transaction that was read.
+        have: Txid,
+        /// The last one that there is.
+        found: Txid,
     },
     /// Not while a transaction runs.
     #[error("{0} cannot change inside a transaction: COMMIT or ROLLBACK first")]

@@ -8,6 +8,8 @@ pub(crate) fn uri(replica: &ReplicaConfig, name: &str, at: Option<&str>) -> Stri
     // Everything encoded, slashes too: a name that began with `//` would be a host's.
     let mut uri = format!("file:{}?vfs={}", encode(name), litestream_vfs::VFS_NAME);
     uri.push_str(&format!("&replica_url={}", encode(&url(replica))));
+    // There is one connection, whose name shall be shown as it was given.
+    uri.push_str("&cache=private");
     if let Some(at) = at {
         uri.push_str(&format!("&at={}", encode(at)));
     }

@@ -88,7 +88,7 @@ unsafe fn answer(host: &Host, context: *mut Context, count: usize, values: *mut 
             return api.result_error(context, &text);
         }
         let open = opened(file);
-        match open.with(|connection, stop| connection.pragma(function.pragma, value, stop)) {
+        match open.with_db(db, |connection, stop| connection.pragma(function.pragma, value, stop)) {
             Pragma::Answer(text) if function.pragma == "litestream_lag" => {
                 api.result_double(context, text.parse().unwrap_or(-1.0));
             }

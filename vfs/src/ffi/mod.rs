@@ -244,6 +244,17 @@ impl Open {
         work(&mut connection, &interrupted)
     }
 
+    /// Like [`Open::with`], on behalf of a connection that the caller knows. With a shared cache, only a callback of the file's own may ask the
+    /// file who uses it: elsewhere that may be another connection, and gone before the answer.
+    ///
+    /// # Safety
+    /// `db` must be the connection on whose behalf this thread runs.
+    unsafe fn with_db<T>(&self, db: *mut Sqlite, work: impl FnOnce(&mut Connection, &dyn Fn() -> bool) -> T) -> T {
+        let mut connection = lock(&self.connection);
+        // SAFETY: as the caller promises.
+        work(&mut connection, &|| unsafe { self.host.api.is_interrupted(db) })
+    }
+
     fn failed(&self, error: &Error, otherwise: c_int) -> c_int {
         if matches!(error, Error::Interrupted) {
             return code::INTERRUPT;
@@ -472,8 +483,8 @@ unsafe extern "C" fn x_full_pathname(vfs: *mut Vfs, name: *const c_char, room: c
     guarded(code::CANTOPEN, || unsafe {
         let api = &host_of(vfs).api;
         let mut full = CStr::from_ptr(name).to_bytes().to_vec();
-        if api.uri_parameter(name, c"cache").is_some_and(|cache| cache == "shared") {
-            // Connections with one full name share one cache, whatever else their URIs say.
+        if api.uri_parameter(name, c"cache").is_none_or(|cache| cache != "private") {
+            // Connections with one full name share one cache, where a URI, a flag or the whole process says so, whatever else differs.
             let others = [c"replica_url", c"at"].map(|key| api.uri_parameter(name, key));
             full.extend_from_slice(shared_suffix(&others).as_bytes());
         }

@@ -390,6 +390,50 @@ fn rule_07_an_object_cut_short_before_the_open_is_an_error_that_names_it() {
 }
 
 #[test]
+fn rule_07_a_rewritten_history_is_never_mixed_with_the_old_one() {
+    // Two daemons that put without asking: one wrote 2, the other one, which had seen only 1, writes 2 again, and then 3.
+    let (mut one, mut other) = (bank(), bank());
+    let connection = one.open("&poll_interval=20ms").unwrap();
+    one.commit("UPDATE counter SET n = 77; UPDATE account SET note = zeroblob(900)");
+    eventually("the first history is seen", || text(&connection, "SELECT n FROM counter").unwrap() == "77");
+    // The same first transaction, so that the second history continues it.
+    let base = one.server.keys(BUCKET);
+    for key in &base {
+        assert!(one.server.remove_object(BUCKET, key));
+    }
+    other.commit("UPDATE counter SET n = 5");
+    other.commit("UPDATE account SET amount = amount + 1 WHERE id = 2");
+    for key in other.server.keys(BUCKET) {
+        one.server.put_object(BUCKET, &key, other.server.object(BUCKET, &key).unwrap(), &[]);
+    }
+    let all = "SELECT sum(amount) || ' ' || (SELECT n FROM counter) || ' ' || hex(max(note)) FROM account";
+    let truth = text(&other.source, all).unwrap();
+    eventually("the second history is seen, whole", || text(&connection, all).is_ok_and(|found| found == truth));
+    assert_eq!(text(&connection, "PRAGMA integrity_check").unwrap(), "ok");
+}
+
+#[test]
+fn rule_07_a_replica_that_was_made_anew_is_not_taken_for_the_old_one() {
+    let mut old = bank();
+    for _ in 0..5 {
+        old.commit(MOVE);
+    }
+    let connection = old.open("&poll_interval=20ms").unwrap();
+    assert_eq!(check_bank(&connection).unwrap(), 5);
+    for key in old.server.keys(BUCKET) {
+        assert!(old.server.remove_object(BUCKET, &key));
+    }
+    let mut anew = bank();
+    anew.commit(MOVE);
+    for key in anew.server.keys(BUCKET) {
+        old.server.put_object(BUCKET, &key, anew.server.object(BUCKET, &key).unwrap(), &[]);
+    }
+    // It ends before what was read: nothing moves, and the lag says that something is wrong.
+    eventually("the lag tells", || text(&connection, "PRAGMA litestream_lag").unwrap().parse::<f64>().unwrap() > 0.05);
+    assert_eq!(text(&connection, "PRAGMA litestream_txid").unwrap(), "0000000000000006");
+}
+
+#[test]
 fn rule_08_an_interrupt_ends_a_wait_for_the_network() {
     let mut world = World::built(&DbOptions { bytes: 2 << 20, ..DbOptions::default() });
     world.put(Level::ZERO);
@@ -515,6 +559,13 @@ fn rule_25_a_shared_cache_is_shared_by_the_same_database_only() {
     let elsewhere = other.open("&cache=shared").unwrap();
     assert_eq!(check_bank(&elsewhere).unwrap(), 5);
     assert_eq!(check_bank(&latest).unwrap(), 2);
+    // Sharing by a flag says nothing in the URI.
+    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE
+        | rusqlite::OpenFlags::SQLITE_OPEN_URI
+        | rusqlite::OpenFlags::SQLITE_OPEN_SHARED_CACHE;
+    let open = |uri: String| Connection::open_with_flags(uri, flags).unwrap();
+    let (latest, past) = (open(world.uri("")), open(world.uri(&format!("&at={first}"))));
+    assert_eq!((check_bank(&latest).unwrap(), check_bank(&past).unwrap()), (2, 1));
 }
 
 #[test]
