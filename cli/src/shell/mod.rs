@@ -1,5 +1,5 @@
 //! The SQL shell over the VFS. Lines come in ([`editor`], [`script`]), statements are found in them ([`splitter`]), run ([`session`]), and
-//! their rows written ([`print`], [`sink`]). Everything here is about one connection and one user; what `litestream vfs-shell` opens is
+//! their rows written ([`mod@print`], [`sink`]). Everything here is about one connection and one user; what `litestream vfs-shell` opens is
 //! decided in `commands::vfs_shell`.
 
 pub(crate) mod address;
