@@ -1,10 +1,10 @@
 //! Where SQLite calls us: the only code that may be `unsafe`.
 //!
 //! Every callback catches panics, since none may cross into the host, and turns errors into SQLite's codes. What happens is decided in
-//! [`crate::connection`]; here is only how it is said in C.
+//! `connection`; here is only how it is said in C.
 //!
 //! A process may hold several SQLites (Python's own and apsw's, say), and each loads this extension for itself: everything hangs off a
-//! [`Host`], of which there is one for each.
+//! `Host`, of which there is one for each.
 #![allow(unsafe_code)]
 
 mod api;
