@@ -15,7 +15,9 @@ pub(crate) fn set_up_logging(level: tracing::Level) {
     let ours = ["litestream", "litestream_storage", "litestream_pageindex", "litestream_hydrate"];
     // The VFS logs what SQLite cannot say; here that is said with the failure itself.
     let vfs = if level >= tracing::Level::INFO { level.to_string() } else { "off".to_owned() };
-    let quiet = format!("{quiet},litestream_vfs={vfs}");
+    // The S3 client calls an error what is none: that it cannot mark a connection which our own HTTP client marks itself.
+    let client = if level >= tracing::Level::DEBUG { level.to_string() } else { "off".to_owned() };
+    let quiet = format!("{quiet},litestream_vfs={vfs},aws_smithy_runtime={client}");
     let filter = ours.iter().fold(quiet, |filter, name| format!("{filter},{name}={level}"));
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter))

@@ -3,8 +3,11 @@
 use std::fs::File;
 use std::sync::{Mutex, Once};
 
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Sets the log up once: `LITESTREAM_LOG_LEVEL` (default `warn`), `LITESTREAM_LOG_FILE` (default: stderr).
 ///
@@ -27,8 +30,10 @@ pub(crate) fn init() {
             Some(file) => BoxMakeWriter::new(Mutex::new(file)),
             None => BoxMakeWriter::new(std::io::stderr),
         };
-        let log = tracing_subscriber::fmt().with_max_level(level).with_writer(writer).with_ansi(false);
+        // The S3 client calls an error what is none: that it cannot mark a connection which our own HTTP client marks itself.
+        let others = Targets::new().with_default(level).with_target("aws_smithy_runtime", LevelFilter::OFF);
+        let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false).with_target(false);
         // An error means that the program has a log already.
-        let _ = log.with_target(false).try_init();
+        let _ = tracing_subscriber::registry().with(lines.with_filter(others)).try_init();
     });
 }
