@@ -30,9 +30,11 @@ impl<T: Clone> Flight<T> {
         self.landed.notify_all();
     }
 
-    /// Waits for the value, at the longest until `deadline`. `None` where that passed, or where `stop` says so.
+    /// Waits for the value, at the longest until `deadline`. `None` where that passed, or where `stop` says so: it is asked once before
+    /// waiting, and then now and then.
     pub(crate) fn wait(&self, deadline: Option<Instant>, stop: &dyn Fn() -> bool) -> Option<T> {
         let mut place = self.value.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asked = false;
         loop {
             if let Some(value) = &*place {
                 return Some(value.clone());
@@ -41,12 +43,21 @@ impl<T: Clone> Flight<T> {
                 return None;
             }
             let timed_out;
+            if !asked {
+                // Some hosts notice interrupts only from the first question on. Not under the lock: their functions may take locks of their own.
+                drop(place);
+                asked = true;
+                if stop() {
+                    return None;
+                }
+                place = self.value.lock().unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
             (place, timed_out) = {
                 let (place, timeout) = self.landed.wait_timeout(place, LOOK).unwrap_or_else(PoisonError::into_inner);
                 (place, timeout.timed_out())
             };
             if timed_out {
-                // Not under the lock: the host's function may take locks of its own.
                 drop(place);
                 if stop() {
                     return None;

@@ -3,6 +3,7 @@
 //! No SQLite is linked: functions are taken from the host's table, `sqlite3_api_routines`, by their place in it. That table only ever grows at
 //! its end, so a place is good for every host that is new enough; the places here are those of `sqlite3ext.h`.
 
+use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
 /// The oldest host that works: 3.31 has everything that is used here.
@@ -361,25 +362,68 @@ impl Api {
         unsafe { (self.auto_extension)(Some(std::mem::transmute::<EntryPoint, Symbol>(entry))) }
     }
 
-    /// Whether the connection was told to stop.
+    /// Notices when the connection is told to stop.
     ///
     /// # Safety
-    /// `db` must be the connection on whose behalf this thread runs.
-    pub(crate) unsafe fn is_interrupted(&self, db: *mut Sqlite) -> bool {
-        if db.is_null() {
+    /// `db` must be null, or the connection on whose behalf this thread runs, and stay open as long as what is returned.
+    pub(crate) unsafe fn interrupts(&self, db: *mut Sqlite) -> Interrupts<'_> {
+        Interrupts { api: self, db, active: Cell::new(std::ptr::null_mut()) }
+    }
+}
+
+/// Notices when a connection is told to stop.
+///
+/// Before 3.41 SQLite does not say so, except by ending whatever statement is stepped next; and it forgets where no statement is active
+/// when one begins, which is so while one is prepared. So there, from the first question on, a statement of our own is kept active.
+pub(crate) struct Interrupts<'a> {
+    api: &'a Api,
+    db: *mut Sqlite,
+    active: Cell<*mut Statement>,
+}
+
+impl Interrupts<'_> {
+    /// Whether the connection was told to stop: since the first question, or in a statement that was active before.
+    pub(crate) fn any(&self) -> bool {
+        if self.db.is_null() {
             return false;
         }
-        if let Some(is_interrupted) = self.is_interrupted {
-            // SAFETY: as the caller promises.
-            return unsafe { is_interrupted(db) } != 0;
+        if let Some(is_interrupted) = self.api.is_interrupted {
+            // SAFETY: as was promised for `db`.
+            return unsafe { is_interrupted(self.db) } != 0;
         }
+        if self.active.get().is_null() {
+            let (statement, stepped) = self.begin(c"SELECT 1 UNION ALL SELECT 2");
+            self.active.set(statement);
+            if stepped == code::INTERRUPT {
+                return true;
+            }
+        }
+        let (statement, stepped) = self.begin(c"SELECT 1");
+        self.end(statement);
+        stepped == code::INTERRUPT
+    }
+
+    /// Steps a new statement once, and returns it and what came of it.
+    fn begin(&self, sql: &CStr) -> (*mut Statement, c_int) {
         let mut statement = std::ptr::null_mut();
-        // SAFETY: as the caller promises; the statement is finalized below, whatever became of it.
+        // SAFETY: as was promised for `db`; only a statement that was prepared is stepped.
         unsafe {
-            let prepared = (self.prepare)(db, c"SELECT 1".as_ptr(), -1, &raw mut statement, std::ptr::null_mut());
-            let stepped = if prepared == code::OK { (self.step)(statement) } else { prepared };
-            (self.finalize)(statement);
-            stepped == code::INTERRUPT
+            let prepared = (self.api.prepare)(self.db, sql.as_ptr(), -1, &raw mut statement, std::ptr::null_mut());
+            let stepped = if prepared == code::OK { (self.api.step)(statement) } else { prepared };
+            (statement, stepped)
+        }
+    }
+
+    fn end(&self, statement: *mut Statement) {
+        // SAFETY: the statement is null or comes from `begin`, and nobody uses it again.
+        unsafe { (self.api.finalize)(statement) };
+    }
+}
+
+impl Drop for Interrupts<'_> {
+    fn drop(&mut self) {
+        if !self.active.get().is_null() {
+            self.end(self.active.get());
         }
     }
 }

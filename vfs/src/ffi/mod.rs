@@ -234,14 +234,12 @@ impl Open {
     /// Runs something on the connection, which may wait for the network as long as nobody interrupts it.
     fn with<T>(&self, work: impl FnOnce(&mut Connection, &dyn Fn() -> bool) -> T) -> T {
         let mut connection = lock(&self.connection);
-        let interrupted = || {
-            if self.db.is_null() {
-                return false;
-            }
-            // SAFETY: SQLite keeps the connection that uses the file here, and that runs on this thread.
-            unsafe { self.host.api.is_interrupted(*self.db) }
+        // SAFETY: SQLite keeps the connection that uses the file here, and that runs on this thread.
+        let interrupts = unsafe {
+            let db = if self.db.is_null() { std::ptr::null_mut() } else { *self.db };
+            self.host.api.interrupts(db)
         };
-        work(&mut connection, &interrupted)
+        work(&mut connection, &|| interrupts.any())
     }
 
     /// Like [`Open::with`], on behalf of a connection that the caller knows. With a shared cache, only a callback of the file's own may ask the
@@ -252,7 +250,8 @@ impl Open {
     unsafe fn with_db<T>(&self, db: *mut Sqlite, work: impl FnOnce(&mut Connection, &dyn Fn() -> bool) -> T) -> T {
         let mut connection = lock(&self.connection);
         // SAFETY: as the caller promises.
-        work(&mut connection, &|| unsafe { self.host.api.is_interrupted(db) })
+        let interrupts = unsafe { self.host.api.interrupts(db) };
+        work(&mut connection, &|| interrupts.any())
     }
 
     fn failed(&self, error: &Error, otherwise: c_int) -> c_int {

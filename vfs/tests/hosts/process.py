@@ -12,13 +12,14 @@ import faulthandler
 import gc
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, urlsplit
 
 # How long anything may take that has to come by itself.
 DEADLINE = 20
@@ -394,6 +395,84 @@ def two_sqlites_in_one_process_both_read(extension, url):
     other.close()
     look(ours)
     ours.close()
+
+
+class Store:
+    """What lies between this process and the store: it can fall silent."""
+
+    def __init__(self, url):
+        self.talking = threading.Event()
+        self.talking.set()
+        parts = urlsplit(url)
+        query = parse_qs(parts.query)
+        there = urlsplit(query["endpoint"][0])
+        self.there = there.hostname, there.port
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        here = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.url = url.replace(query["endpoint"][0], here).replace(quote(query["endpoint"][0], safe=""), here)
+        assert self.url != url, url
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            client, _ = self.listener.accept()
+            server = socket.create_connection(self.there)
+            for source, sink in [(client, server), (server, client)]:
+                threading.Thread(target=self.copy, args=(source, sink), daemon=True).start()
+
+    def copy(self, source, sink):
+        try:
+            while data := source.recv(1 << 16):
+                self.talking.wait()
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+
+@test
+def rule_08_interrupts_end_every_wait_whatever_sqlite_is_doing(extension, url):
+    # Before 3.41 SQLite forgets an interrupt where no statement is active: while one is prepared, which reads the schema, and in a PRAGMA.
+    load(extension)
+    store = Store(url)
+
+    def interrupted(connection, sql):
+        store.talking.clear()
+        result = []
+
+        def run():
+            try:
+                result.append(connection.execute(sql).fetchall())
+            except sqlite3.OperationalError as error:
+                result.append(str(error))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        time.sleep(0.4)
+        assert thread.is_alive(), f"{sql} did not wait for the store: {result}"
+        start = time.monotonic()
+        connection.interrupt()
+        thread.join(DEADLINE)
+        took = time.monotonic() - start
+        store.talking.set()
+        assert result == ["interrupted"], f"{sql}: {result}"
+        # An interrupt is noticed within 100 ms; without one, these would wait for 10 s and longer. This machine may be busy.
+        assert took < 3, f"{sql}: {took:.3f} s"
+        (one,) = connection.execute("SELECT 1").fetchone()
+        assert one == 1
+
+    query = "SELECT sum(rating) FROM sandwich_ratings"
+    connection = connect(store.url, "&poll_interval=100ms")
+    # It takes so long until nobody looks for new transactions any more: then the next transaction waits until that is done.
+    time.sleep(4)
+    interrupted(connection, query)
+    assert look(connection)
+    interrupted(connection, "PRAGMA litestream_time = '1 second ago'")
+    time.sleep(4)
+    # The schema is known by now, so this one waits in its first step.
+    interrupted(connection, query)
+    assert look(connection)
+    connection.close()
 
 
 @test
