@@ -5,6 +5,18 @@ use ltx::Pgno;
 
 use crate::{Error, Output, Result};
 
+/// Where decoded pages go.
+pub(crate) trait Pages {
+    /// Takes neighbouring pages of a file, of which the first one lies at an offset of the database.
+    fn take(&self, file: &OpenFile, pages: &[u8], offset: u64) -> Result<()>;
+}
+
+impl Pages for Output {
+    fn take(&self, _: &OpenFile, pages: &[u8], offset: u64) -> Result<()> {
+        self.write_at(pages, offset)
+    }
+}
+
 /// How many bytes of neighbouring pages are gathered before they are written.
 const RUN: usize = 1 << 20;
 
@@ -40,7 +52,7 @@ pub(crate) fn decode(
     span: &Span,
     mut bytes: &[u8],
     owned: &Bits,
-    output: &Output,
+    output: &dyn Pages,
 ) -> Result<FramesHash> {
     let page_size = file.header.page_size;
     let wrong = |source| Error::Plan(litestream_pageindex::Error::format(file.info.key(), source));
@@ -50,12 +62,11 @@ pub(crate) fn decode(
     for (at, entry) in (span.frames.start..).zip(file.index.entries_from(span.frames.start).take(span.frames.len())) {
         let frame = file.frame(&entry, bytes)?;
         bytes = &bytes[frame.bytes().len()..];
-        let page: &mut [u8] =
-            if owned.contains(at) { run.next(entry.pgno, page_size.bytes(), output)? } else { &mut scratch };
+        let page: &mut [u8] = if owned.contains(at) { run.next(entry.pgno, file, output)? } else { &mut scratch };
         frame.decompress_into(page).map_err(wrong)?;
         hash.add(&frame, page);
     }
-    run.write(output)?;
+    run.write(file, output)?;
     Ok(hash)
 }
 
@@ -67,20 +78,21 @@ struct Run {
 
 impl Run {
     /// Room for the next page.
-    fn next(&mut self, pgno: Pgno, page_size: usize, output: &Output) -> Result<&mut [u8]> {
-        let offset = pgno.slot() as u64 * page_size as u64;
+    fn next(&mut self, pgno: Pgno, file: &OpenFile, output: &dyn Pages) -> Result<&mut [u8]> {
+        let page_size = file.header.page_size;
+        let offset = pgno.offset(page_size);
         if offset != self.offset + self.pages.len() as u64 || self.pages.len() >= RUN {
-            self.write(output)?;
+            self.write(file, output)?;
             self.offset = offset;
         }
         let at = self.pages.len();
-        self.pages.resize(at + page_size, 0);
+        self.pages.resize(at + page_size.bytes(), 0);
         Ok(&mut self.pages[at..])
     }
 
-    fn write(&mut self, output: &Output) -> Result<()> {
+    fn write(&mut self, file: &OpenFile, output: &dyn Pages) -> Result<()> {
         if !self.pages.is_empty() {
-            output.write_at(&self.pages, self.offset)?;
+            output.take(file, &self.pages, self.offset)?;
             self.pages.clear();
         }
         Ok(())

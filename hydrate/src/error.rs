@@ -49,6 +49,20 @@ pub enum Error {
         /// Where its files are.
         names: Vec<PathBuf>,
     },
+    /// A file to hydrate into has another user.
+    #[error("{}: {by} hydrates into this file: give each its own hydration_path, or name a directory, where each replica has one", path.display())]
+    InUse {
+        /// The file.
+        path: PathBuf,
+        /// Who.
+        by: &'static str,
+    },
+    /// A file to hydrate into is not known to have been made for that.
+    #[error("{0}: is not empty, and there is no {0}.meta that says it was hydrated: remove it, or give another hydration_path", path.display())]
+    NotHydrated {
+        /// The file.
+        path: PathBuf,
+    },
     /// The restored database failed the caller's check.
     #[error("{0}")]
     Check(String),

@@ -278,7 +278,7 @@ impl Restore {
             let frames = file.layout.frames_start()..file.layout.frames_end();
             let span = Span { frames: 0..file.index.len(), bytes: frames.clone() };
             let front = std::mem::take(&mut file.front);
-            let hash = decode(&file, &span, &front[frames.start as usize..frames.end as usize], &owned, &self.output)?;
+            let hash = decode(&file, &span, &front[frames.start as usize..frames.end as usize], &owned, &*self.output)?;
             file.verify(&hash)?;
             self.meter.add(file.info.size());
             drop(permit);
@@ -314,7 +314,7 @@ impl Restore {
         let permit = self.reserve(span.bytes.end - span.bytes.start).await?;
         let bytes = self.replica.get_span(&file.info, span.bytes.clone()).await?;
         blocking(move || {
-            let hash = decode(&file, &span, &bytes, &owned, &self.output)?;
+            let hash = decode(&file, &span, &bytes, &owned, &*self.output)?;
             self.meter.add(bytes.len() as u64);
             drop((bytes, permit));
             Ok(hash)

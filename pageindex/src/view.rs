@@ -132,12 +132,20 @@ impl View {
     /// Where a page lies. `None` for the lock page, for pages beyond the end, and for pages that no file holds (which reads as zeros).
     #[must_use]
     pub fn locate(&self, pgno: Pgno) -> Option<Location<'_>> {
+        let (file, at) = self.holder(pgno)?;
+        let file = &self.files[file];
+        Some(Location { file, frame: file.index.entry(at) })
+    }
+
+    /// Which of the files holds a page, and the page's place in that file's index. `None` as [`View::locate`].
+    #[must_use]
+    pub fn holder(&self, pgno: Pgno) -> Option<(usize, usize)> {
         if !self.commit.contains(pgno) {
             return None;
         }
         let at = self.overlay.binary_search_by_key(&pgno.get(), |(pgno, _)| *pgno);
-        let file = &self.files[at.map_or(0, |at| self.overlay[at].1 as usize)];
-        file.index.find(pgno).map(|frame| Location { file, frame })
+        let file = at.map_or(0, |at| self.overlay[at].1 as usize);
+        self.files[file].index.position(pgno).map(|at| (file, at))
     }
 
     /// The TXID.

@@ -10,7 +10,8 @@ use ltx::{Pgno, Timestamp, Txid};
 
 use crate::btree::Predictor;
 use crate::database::{Database, Shown};
-use crate::fetch::{Wanted, decode};
+use crate::fetch::{Keep, Wanted, decode};
+use crate::hydration::{Attached, Hydration, Sessions};
 use crate::process::{self, Process};
 use crate::settings::{Parameters, Settings};
 use crate::{Error, Result};
@@ -24,6 +25,9 @@ const VALID_FOR: std::ops::Range<usize> = 92..96;
 
 /// See the module.
 pub(crate) struct Connection {
+    /// The local file that the database is pulled into; not for a connection that stays at one moment.
+    hydration: Option<Attached>,
+    keep: Keep,
     database: Arc<Database>,
     /// What the transaction that is going on sees.
     pinned: Option<Arc<Shown>>,
@@ -35,6 +39,8 @@ pub(crate) struct Connection {
     page_1: Option<(u32, Bytes)>,
     /// How often SQLite has asked for bytes.
     reads: u64,
+    /// How many of them the hydrated file has answered.
+    local_reads: u64,
     /// For how many more reads it is worth guessing what comes next; none are left once all has been in memory for so long.
     guesses: usize,
 }
@@ -77,7 +83,10 @@ impl Connection {
             Some(_) => Some(Fixed::At),
             None => settings.unlocked.then_some(Fixed::Unlocked),
         };
+        let hydration = if fixed == Some(Fixed::At) { None } else { Sessions::attach(&database)? };
         Ok(Self {
+            keep: hydration.as_ref().map(|attached| Arc::downgrade(&attached.hydration.local)),
+            hydration,
             database,
             pinned: None,
             travelled,
@@ -85,6 +94,7 @@ impl Connection {
             predictor: Predictor::default(),
             page_1: None,
             reads: 0,
+            local_reads: 0,
             guesses: GUESSES,
         })
     }
@@ -184,6 +194,11 @@ impl Connection {
             let within = (at % size) as usize;
             let count = (size as usize - within).min(have - done);
             let target = &mut into[done..done + count];
+            // Page 1 is not shown as it is stored.
+            if pgno != Pgno::ONE && self.hydrated(&shown, pgno, within, target) {
+                done += count;
+                continue;
+            }
             match self.page(&mut shown, pgno, stop)? {
                 Some(page) => target.copy_from_slice(&page[within..within + count]),
                 // The lock page, or a page that no file holds.
@@ -192,6 +207,14 @@ impl Connection {
             done += count;
         }
         Ok(have)
+    }
+
+    /// Reads part of a page as it is stored from the hydrated file, straight to where SQLite wants it. False where that does not hold it.
+    fn hydrated(&mut self, shown: &Shown, pgno: Pgno, within: usize, into: &mut [u8]) -> bool {
+        let Some(Attached { hydration, .. }) = &self.hydration else { return false };
+        let read = hydration.read(&shown.view, pgno, within, into);
+        self.local_reads += u64::from(read);
+        read
     }
 
     /// A page as SQLite shall see it. Where a file of the view has vanished, `shown` becomes another view of the same TXID.
@@ -236,10 +259,11 @@ impl Connection {
             return;
         }
         let (database, process) = (&self.database, self.database.process);
-        let ahead = self.predictor.after(pgno.get(), page, &|page| in_memory(database, shown, page));
+        let hydration = self.hydration.as_ref().map(|attached| &*attached.hydration);
+        let ahead = self.predictor.after(pgno.get(), page, &|page| in_memory(database, hydration, shown, page));
         if !ahead.is_empty()
             && process.is_this()
-            && process.fetcher.prefetch(process, &database.replica, wanted_pages(shown, &ahead))
+            && process.fetcher.prefetch(process, (&database.replica, &self.keep), wanted_pages(hydration, shown, &ahead))
         {
             self.guesses = GUESSES;
         }
@@ -247,6 +271,10 @@ impl Connection {
 
     fn stored_page(&mut self, shown: &Shown, pgno: Pgno, stop: &dyn Fn() -> bool) -> Result<Option<Bytes>> {
         let Some(place) = shown.view.locate(pgno) else { return Ok(None) };
+        let hydration = self.hydration.as_ref().map(|attached| &*attached.hydration);
+        if let Some(page) = hydration.and_then(|hydration| hydration.page(&shown.view, pgno)) {
+            return Ok(Some(page));
+        }
         if let Some(bytes) = place.file.at_hand(&place.frame) {
             return decode(place.file, &place.frame, bytes).map(Some);
         }
@@ -258,8 +286,9 @@ impl Connection {
         }
         self.guesses = GUESSES;
         let (database, predictor) = (&self.database, &mut self.predictor);
-        let ahead = || wanted_pages(shown, &predictor.before(pgno.get(), &|page| in_memory(database, shown, page)));
-        fetcher.get(self.database.process, &self.database.replica, &wanted, ahead, stop).map(Some)
+        let in_memory = |page| in_memory(database, hydration, shown, page);
+        let ahead = || wanted_pages(hydration, shown, &predictor.before(pgno.get(), &in_memory));
+        fetcher.get(database.process, (&database.replica, &self.keep), &wanted, ahead, stop).map(Some)
     }
 
     /// Answers a PRAGMA.
@@ -279,7 +308,8 @@ impl Connection {
             ("litestream_time", Some(value)) => self.set_time(value, stop),
             ("litestream_error", None) => Ok(process::last_error()),
             ("litestream_stats", None) => {
-                let stats = std::iter::once(("reads", self.reads)).chain(self.database.stats());
+                let own = [("reads", self.reads), ("local_reads", self.local_reads)];
+                let stats = own.into_iter().chain(self.database.stats());
                 let lines: Vec<String> = stats.map(|(name, value)| format!("{name} {value}")).collect();
                 Ok(lines.join("\n"))
             }
@@ -292,8 +322,8 @@ impl Connection {
             ("litestream_write_enabled" | "litestream_sync", _) => {
                 Err(Error::ReadOnly("this version opens replicas for reading only"))
             }
-            ("litestream_hydration_progress", None) => Ok("0".to_owned()),
-            ("litestream_hydration_file", None) => Ok(String::new()),
+            ("litestream_hydration_progress", None) => Ok(self.database.hydration.progress().to_string()),
+            ("litestream_hydration_file", None) => Ok(self.database.hydration.path()),
             (name, Some(_)) if name.starts_with("litestream_") => {
                 Err(Error::Setting { name: name.to_owned(), why: "it cannot be set".to_owned() })
             }
@@ -364,16 +394,21 @@ fn rfc3339(time: Timestamp) -> String {
 }
 
 /// A page that need not be fetched.
-fn in_memory(database: &Database, shown: &Shown, page: u32) -> Option<Bytes> {
-    let place = shown.view.locate(Pgno::new(page)?)?;
+fn in_memory(database: &Database, hydration: Option<&Hydration>, shown: &Shown, page: u32) -> Option<Bytes> {
+    let pgno = Pgno::new(page)?;
+    if let Some(page) = hydration.and_then(|hydration| hydration.page(&shown.view, pgno)) {
+        return Some(page);
+    }
+    let place = shown.view.locate(pgno)?;
     if let Some(bytes) = place.file.at_hand(&place.frame) {
         return decode(place.file, &place.frame, bytes).ok();
     }
     database.process.fetcher.cached(&Wanted { file: place.file.clone(), entry: place.frame })
 }
 
-fn wanted_pages(shown: &Shown, pages: &[u32]) -> Vec<Wanted> {
+fn wanted_pages(hydration: Option<&Hydration>, shown: &Shown, pages: &[u32]) -> Vec<Wanted> {
     let places = pages.iter().filter_map(|page| shown.view.locate(Pgno::new(*page)?));
+    let places = places.filter(|place| hydration.is_none_or(|file| !file.local.holds(place.file, place.frame.pgno)));
     places.map(|place| Wanted { file: place.file.clone(), entry: place.frame }).collect()
 }
 

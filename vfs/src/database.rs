@@ -17,6 +17,7 @@ use litestream_storage::{Level, Replica, RetryPolicy, Scope};
 use ltx::{Timestamp, Txid};
 
 use crate::flight::Flight;
+use crate::hydration::Sessions;
 use crate::process::Process;
 use crate::settings::Settings;
 use crate::{Error, Result};
@@ -36,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A view as it is shown to SQLite.
 #[derive(Debug)]
 pub(crate) struct Shown {
-    pub(crate) view: View,
+    pub(crate) view: Arc<View>,
     /// What stands as the change counter in page 1.
     pub(crate) counter: u32,
 }
@@ -46,6 +47,7 @@ pub(crate) struct Database {
     pub(crate) process: &'static Process,
     pub(crate) replica: Replica,
     settings: Settings,
+    pub(crate) hydration: Sessions,
     latest: Mutex<Option<Arc<Shown>>>,
     polling: Mutex<Polling>,
     counters: Mutex<ChangeCounters>,
@@ -144,6 +146,7 @@ impl Database {
         let database = Arc::new(Self {
             process,
             replica,
+            hydration: Sessions::new(settings.hydration.clone()),
             settings,
             latest: Mutex::default(),
             polling: Mutex::default(),
@@ -177,7 +180,7 @@ impl Database {
     fn shown(&self, view: View) -> Arc<Shown> {
         let last = view.files().last().map_or(0, |file| file.trailer.file_checksum.0);
         let counter = lock(&self.counters).of((view.txid(), last));
-        Arc::new(Shown { view, counter })
+        Arc::new(Shown { view: Arc::new(view), counter })
     }
 
     /// The newest view, as far as it is known.
@@ -339,9 +342,17 @@ impl Database {
         if shown.view.txid() >= known {
             let mut polling = lock(&self.polling);
             polling.newest = polling.newest.max(Some((shown.view.txid(), shown.view.time())));
+            self.hydration.tell(&shown.view);
             *latest = Some(shown);
         }
         Ok(())
+    }
+
+    /// Another view of the newest state, after a file of the one that is shown vanished.
+    pub(crate) async fn renew(&self) -> Result<()> {
+        let known = self.latest()?.view.files().to_vec();
+        let (plan, listing) = find(&self.replica, Target::Latest).await?;
+        self.publish(self.view_of(plan, listing, &known).await?)
     }
 
     /// Another view of the same TXID, after a file of the one that is given vanished or was replaced.
@@ -377,9 +388,10 @@ impl Database {
             again
         })?;
         tracing::info!(%txid, "a file had vanished: reading the same transaction from others");
-        let shown = Arc::new(Shown { view: repaired, counter });
+        let shown = Arc::new(Shown { view: Arc::new(repaired), counter });
         let mut latest = lock(&self.latest);
         if latest.as_ref().is_some_and(|latest| latest.view.txid() == txid) {
+            self.hydration.tell(&shown.view);
             *latest = Some(shown.clone());
         }
         Ok(shown)
@@ -437,7 +449,7 @@ impl Database {
         let latest = lock(&self.latest).clone();
         let (files, index) =
             latest.map_or((0, 0), |shown| (shown.view.files().len() as u64, shown.view.index_memory() as u64));
-        vec![
+        let mut stats = vec![
             ("lists", stats.lists),
             ("gets", stats.gets),
             ("heads", stats.heads),
@@ -453,7 +465,9 @@ impl Database {
             ("requests_hedged", count(&fetcher.counters.hedged)),
             ("files", files),
             ("index_bytes", index),
-        ]
+        ];
+        stats.extend(self.hydration.stats());
+        stats
     }
 }
 

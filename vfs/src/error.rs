@@ -41,6 +41,9 @@ pub enum Error {
     /// The replica cannot give what was asked for.
     #[error(transparent)]
     Replica(Arc<litestream_pageindex::Error>),
+    /// The database cannot be pulled into a local file.
+    #[error(transparent)]
+    Hydration(Arc<litestream_hydrate::Error>),
     /// A moment could not be understood or reached.
     #[error("{0}")]
     Time(String),
@@ -91,6 +94,12 @@ fn stayed(waited: Duration) -> String {
 impl From<litestream_pageindex::Error> for Error {
     fn from(error: litestream_pageindex::Error) -> Self {
         Self::Replica(Arc::new(error))
+    }
+}
+
+impl From<litestream_hydrate::Error> for Error {
+    fn from(error: litestream_hydrate::Error) -> Self {
+        Self::Hydration(Arc::new(error))
     }
 }
 

@@ -4,6 +4,7 @@
 //! - One request per frame, however many ask for it.
 //! - Frames that lie close together come in one ranged request; what is asked for now never waits for what may be asked for later:
 //!   prefetching has its own, bounded number of requests, and a demanded page is only joined with its nearest neighbours.
+//! - What has been fetched is offered to the local file that the database is pulled into, where there is one.
 //! - A demanded read that takes longer than most (an adaptive 95th percentile) is asked a second time, within a budget of one request in
 //!   twenty.
 
@@ -11,11 +12,12 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::{Either, select};
+use litestream_hydrate::Local;
 use litestream_pageindex::OpenFile;
 use litestream_storage::Replica;
 use ltx::IndexEntry;
@@ -123,6 +125,9 @@ struct Batch {
     demanded: bool,
 }
 
+/// The local file that what is fetched is offered to. It may be closed meanwhile.
+pub(crate) type Keep = Option<Weak<Local>>;
+
 impl Fetcher {
     /// Gives the cache the size that the most generous database asks for.
     pub(crate) fn allow(&self, bytes: u64) {
@@ -152,7 +157,7 @@ impl Fetcher {
     pub(crate) fn get(
         self: &Arc<Self>,
         process: &'static Process,
-        replica: &Replica,
+        (replica, keep): (&Replica, &Keep),
         wanted: &Wanted,
         ahead: impl FnOnce() -> Vec<Wanted>,
         stop: &dyn Fn() -> bool,
@@ -164,11 +169,11 @@ impl Fetcher {
             return Ok(page);
         }
         let ahead = if under_way { Vec::new() } else { ahead() };
-        let (flight, ours) = self.start(process, replica, Some(wanted), ahead);
+        let (flight, ours) = self.start(process, (replica, keep), Some(wanted), ahead);
         match flight.wait(None, stop) {
             Some(Err(error)) if !ours && !matches!(error, Error::Interrupted) => {
                 // What failed was somebody else's try, perhaps a prefetch; a demand has one of its own.
-                let (flight, _) = self.start(process, replica, Some(wanted), Vec::new());
+                let (flight, _) = self.start(process, (replica, keep), Some(wanted), Vec::new());
                 flight.wait(None, stop).unwrap_or(Err(Error::Interrupted))
             }
             Some(landed) => landed,
@@ -177,8 +182,13 @@ impl Fetcher {
     }
 
     /// Fetches what is not there yet, and waits for none of it. Says whether anything was not.
-    pub(crate) fn prefetch(self: &Arc<Self>, process: &'static Process, replica: &Replica, ahead: Vec<Wanted>) -> bool {
-        !ahead.is_empty() && self.start(process, replica, None, ahead).1
+    pub(crate) fn prefetch(
+        self: &Arc<Self>,
+        process: &'static Process,
+        from: (&Replica, &Keep),
+        ahead: Vec<Wanted>,
+    ) -> bool {
+        !ahead.is_empty() && self.start(process, from, None, ahead).1
     }
 
     /// Starts requests. Returns the flight of the demanded page, which has landed where the page is in memory by now, and whether it (without
@@ -186,7 +196,7 @@ impl Fetcher {
     fn start(
         self: &Arc<Self>,
         process: &'static Process,
-        replica: &Replica,
+        (replica, keep): (&Replica, &Keep),
         demand: Option<&Wanted>,
         ahead: Vec<Wanted>,
     ) -> (Arc<Flight<Landed>>, bool) {
@@ -222,13 +232,13 @@ impl Fetcher {
         ours |= demand.is_none() && !new.is_empty();
         let key = demand.filter(|_| ours).map(Wanted::key);
         for batch in batches(new, key) {
-            let (this, replica) = (self.clone(), replica.clone());
-            process.spawn(async move { this.run(&replica, batch).await });
+            let (this, replica, keep) = (self.clone(), replica.clone(), keep.clone());
+            process.spawn(async move { this.run(&replica, batch, keep).await });
         }
         (demanded, ours)
     }
 
-    async fn run(self: Arc<Self>, replica: &Replica, batch: Batch) {
+    async fn run(self: Arc<Self>, replica: &Replica, batch: Batch, keep: Keep) {
         // Whatever becomes of this task, who waits for it is told.
         let batch = Landing { fetcher: &self, batch };
         let Batch { file, span, frames, demanded } = &batch.batch;
@@ -239,12 +249,23 @@ impl Fetcher {
             replica.get_span(&file.info, span.clone()).await.map_err(Error::from)
         };
         drop(permit);
+        let mut pages = Vec::new();
         for (entry, flight) in frames {
             let landed = bytes.as_ref().map_err(Clone::clone).and_then(|bytes| {
                 let at = (entry.offset - span.start) as usize;
                 decode(file, entry, bytes.get(at..).unwrap_or_default())
             });
+            if keep.is_some() && let Ok(page) = &landed {
+                pages.push((entry.pgno, page.clone()));
+            }
             batch.land(entry, flight, landed);
+        }
+        if let Some(keep) = keep {
+            let file = file.clone();
+            tokio::task::spawn_blocking(move || {
+                let Some(local) = keep.upgrade() else { return };
+                local.offer(&file, pages.iter().map(|(pgno, page)| (*pgno, &page[..])));
+            });
         }
     }
 

@@ -27,6 +27,7 @@ mod error;
 mod fetch;
 pub mod ffi;
 mod flight;
+mod hydration;
 mod log;
 mod process;
 mod settings;

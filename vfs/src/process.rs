@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use litestream_hydrate::Places;
+
 use crate::database::Database;
 use crate::fetch::Fetcher;
 use crate::{Error, Result, ffi};
@@ -23,6 +25,8 @@ pub(crate) struct Process {
     runtime: tokio::runtime::Runtime,
     pub(crate) fetcher: Arc<Fetcher>,
     databases: Mutex<HashMap<String, Weak<Database>>>,
+    /// The files that databases are pulled into.
+    pub(crate) places: Places,
 }
 
 static CURRENT: AtomicPtr<Process> = AtomicPtr::new(std::ptr::null_mut());
@@ -63,7 +67,7 @@ impl Process {
             .enable_all()
             .build()
             .map_err(|error| Error::Worker(format!("cannot start threads: {error}")))?;
-        Ok(Self { id, runtime, fetcher: Arc::default(), databases: Mutex::default() })
+        Ok(Self { id, runtime, fetcher: Arc::default(), databases: Mutex::default(), places: Places::default() })
     }
 
     /// Whether this is still the process that it was made in.

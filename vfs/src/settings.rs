@@ -46,6 +46,16 @@ impl<'a> Parameters<'a> {
         parse_duration(&value).map_err(|error| Error::Setting { name, why: error.to_string() })
     }
 
+    fn hydration(&self) -> Result<HydrationPlace> {
+        let path = self.find("hydration_path").map(|(_, path)| HydrationPlace::Path(path.into()));
+        let Some((name, value)) = self.find("hydration_enabled") else { return Ok(path.unwrap_or_default()) };
+        match value.to_ascii_lowercase().as_str() {
+            "1" | "yes" | "true" | "on" => Ok(path.unwrap_or(HydrationPlace::Temporary)),
+            "0" | "no" | "false" | "off" => Ok(HydrationPlace::Nowhere),
+            _ => Err(Error::Setting { name, why: format!("`{value}` is neither true nor false") }),
+        }
+    }
+
     /// A switch of SQLite's own URI language.
     fn flag(&self, key: &str) -> bool {
         self.uri(key).is_some_and(|(_, value)| {
@@ -74,6 +84,20 @@ pub(crate) struct Settings {
     pub(crate) at: Option<String>,
     /// Whether SQLite will never lock the file (`immutable=1`, `nolock=1`): the view is then taken once.
     pub(crate) unlocked: bool,
+    /// Whether the database is pulled into a local file, and where that is.
+    pub(crate) hydration: HydrationPlace,
+}
+
+/// Where a database is pulled to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum HydrationPlace {
+    /// It is not.
+    #[default]
+    Nowhere,
+    /// To a temporary file without a name.
+    Temporary,
+    /// To this file, or into this folder.
+    Path(PathBuf),
 }
 
 impl Settings {
@@ -87,11 +111,11 @@ impl Settings {
             // Litestream's own is a number of bytes, with or without a unit.
             Some((name, value)) => parse_size(&value).map_err(|why| Error::Setting { name, why })?,
         };
-        for key in ["write_enabled", "hydration_enabled"] {
+        for key in ["write_enabled"] {
             if let Some((name, value)) = parameters.find(key)
                 && !matches!(value.to_ascii_lowercase().as_str(), "0" | "no" | "false" | "off")
             {
-                let why = format!("`{value}`: this version opens replicas for reading only, without hydration");
+                let why = format!("`{value}`: this version opens replicas for reading only");
                 return Err(Error::Setting { name, why });
             }
         }
@@ -102,6 +126,7 @@ impl Settings {
             cache_size,
             at: parameters.uri("at").map(|(_, value)| value),
             unlocked: parameters.flag("immutable") || parameters.flag("nolock"),
+            hydration: parameters.hydration()?,
         })
     }
 
@@ -116,7 +141,8 @@ impl Settings {
             ),
             _ => String::new(),
         };
-        format!("{}\n{secret}\n{:?} {:?}", self.replica.url(), self.poll_interval, self.open_timeout)
+        let Self { poll_interval, open_timeout, hydration, .. } = self;
+        format!("{}\n{secret}\n{poll_interval:?} {open_timeout:?} {hydration:?}", self.replica.url())
     }
 }
 
@@ -187,6 +213,25 @@ mod tests {
         assert!(error.to_string().starts_with("cache_size: "), "{error}");
         let error = read(&[], |_| None).unwrap_err();
         assert!(error.to_string().contains("/data/my.db: no replica is known"), "{error}");
+    }
+
+    #[test]
+    fn rule_19_a_path_alone_enables_hydration() {
+        let somewhere = ("replica_url", "file:///somewhere");
+        let place = |uri: &[(&str, &str)], env| read(&[uri, &[somewhere]].concat(), env).map(|found| found.hydration);
+        let path: fn(&str) -> Option<String> = |name| (name == "LITESTREAM_HYDRATION_PATH").then(|| "/a".to_owned());
+        assert_eq!(place(&[], |_| None).unwrap(), HydrationPlace::Nowhere);
+        assert_eq!(place(&[], path).unwrap(), HydrationPlace::Path("/a".into()));
+        assert_eq!(place(&[("hydration_path", "b/")], path).unwrap(), HydrationPlace::Path("b/".into()));
+        assert_eq!(place(&[("hydration_enabled", "0")], path).unwrap(), HydrationPlace::Nowhere);
+        assert_eq!(place(&[("hydration_enabled", "on")], |_| None).unwrap(), HydrationPlace::Temporary);
+        let error = place(&[("hydration_enabled", "perhaps")], path).unwrap_err();
+        assert!(error.to_string().starts_with("hydration_enabled: `perhaps`"), "{error}");
+        assert_ne!(
+            read(&[somewhere], path).unwrap().key(),
+            read(&[somewhere], |_| None).unwrap().key(),
+            "two files are two databases"
+        );
     }
 
     #[test]
