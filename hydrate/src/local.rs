@@ -86,7 +86,13 @@ impl Local {
                 if self.read_failures.fetch_add(1, Ordering::Relaxed) == 0 {
                     tracing::error!(%error, pgno = pgno.get(), "cannot read the hydrated database: reading from the replica instead");
                 }
-                self.lose(file, pgno);
+                if error.kind() == std::io::ErrorKind::UnexpectedEof {
+                    // Somebody has cut the file. What is written now would make zeros of what is missing.
+                    self.forget_all();
+                    self.lost.notify_one();
+                } else {
+                    self.lose(file, pgno);
+                }
                 false
             }
         }

@@ -76,7 +76,11 @@ impl Sessions {
         let known = this.now().clone();
         let hydration = match known {
             Some(hydration) => hydration,
-            None => this.now().insert(Arc::new(Hydration::begin(database, &this.place)?)).clone(),
+            None => {
+                let begun = Arc::new(Hydration::begin(database, &this.place)?);
+                *this.now() = Some(begun.clone());
+                begun
+            }
         };
         *users += 1;
         drop(users);
