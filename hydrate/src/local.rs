@@ -204,9 +204,7 @@ impl Local {
             }
             // What is at hand is written again from memory.
             (Kept::Since(txid, commit), _) => {
-                file.info.name.max <= *txid
-                    && commit.contains(pgno)
-                    && file.at_hand(&file.index.entry(at)).is_none()
+                file.info.name.max <= *txid && commit.contains(pgno) && file.at_hand(&file.index.entry(at)).is_none()
             }
         };
         if unchanged && !self.owners.is(pgno, file.id) {

@@ -96,6 +96,8 @@ pub struct PageSize(u32);
 impl PageSize {
     /// The largest page.
     pub const MAX: Self = Self(65536);
+    /// What SQLite gives a new database unless told otherwise.
+    pub const DEFAULT: Self = Self(4096);
     /// Every valid size, ascending.
     pub const ALL: [Self; 8] =
         [Self(512), Self(1024), Self(2048), Self(4096), Self(8192), Self(16384), Self(32768), Self(65536)];

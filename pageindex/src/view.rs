@@ -104,12 +104,28 @@ impl View {
         Ok(Self { overlay: newer.into(), txid, commit, page_size, time: Timestamp(time), files })
     }
 
+    /// Before the first transaction: no page, no file. The page size is only a guess, until the first file tells it.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self {
+            files: Vec::new(),
+            overlay: Box::default(),
+            txid: Txid::ZERO,
+            commit: Commit(0),
+            page_size: PageSize::DEFAULT,
+            time: Timestamp(0),
+        }
+    }
+
     /// The view after further files, oldest first, which must follow on this view's TXID.
     ///
     /// # Errors
     /// [`Error::PageSizeChanged`], [`Error::Deleted`].
     pub fn derive(&self, further: &[Arc<OpenFile>]) -> Result<Self> {
         let Some(last) = further.last() else { return Ok(self.clone()) };
+        if self.files.is_empty() {
+            return Self::of(further.to_vec());
+        }
         let (commit, txid, time) = (last.header.commit, last.header.max_txid, last.header.timestamp);
         if commit == Commit(0) {
             return Err(Error::Deleted { key: last.key().clone() });

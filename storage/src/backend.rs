@@ -31,6 +31,22 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// The key of an LTX file that we write.
     fn key(&self, level: Level, name: FileName) -> String;
 
+    /// The key of another object in the replica's own folder, as listings tell it.
+    fn side_key(&self, name: &str) -> String;
+
+    /// The store's own clock, as its latest answer told it. `None` where it has not said so yet.
+    fn clock(&self) -> Option<Timestamp>;
+
+    /// Whether [`Precondition`]s are known to be honoured. Of a store that somebody else runs that must be found out.
+    fn honours_conditions(&self) -> bool {
+        false
+    }
+
+    /// An entry of an object's metadata, where the store keeps them.
+    async fn metadata(&self, _key: &str, _name: &str, _attempt: u32) -> Result<Option<String>> {
+        Ok(None)
+    }
+
     /// One page of a listing.
     async fn list(&self, request: &ListRequest<'_>) -> Result<ListPage>;
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use futures::StreamExt;
-use ltx::FileName;
+use ltx::{FileName, Timestamp};
 
 use crate::backend::{Backend, Body, GetRequest, GetResponse, ListPage, ListRequest, PutOptions};
 use crate::{Error, Level, ObjectInfo, Result};
@@ -94,6 +94,22 @@ impl Backend for FaultyBackend {
 
     fn key(&self, level: Level, name: FileName) -> String {
         self.inner.key(level, name)
+    }
+
+    fn side_key(&self, name: &str) -> String {
+        self.inner.side_key(name)
+    }
+
+    fn clock(&self) -> Option<Timestamp> {
+        self.inner.clock()
+    }
+
+    fn honours_conditions(&self) -> bool {
+        self.inner.honours_conditions()
+    }
+
+    async fn metadata(&self, key: &str, name: &str, attempt: u32) -> Result<Option<String>> {
+        self.inner.metadata(key, name, attempt).await
     }
 
     async fn list(&self, request: &ListRequest<'_>) -> Result<ListPage> {

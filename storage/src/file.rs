@@ -64,6 +64,18 @@ impl Backend for FileBackend {
         format!("{}/{name}", level_folder(level))
     }
 
+    fn side_key(&self, name: &str) -> String {
+        name.to_owned()
+    }
+
+    fn clock(&self) -> Option<Timestamp> {
+        Some(Timestamp(jiff::Timestamp::now().as_millisecond()))
+    }
+
+    fn honours_conditions(&self) -> bool {
+        true
+    }
+
     async fn list(&self, request: &ListRequest<'_>) -> Result<ListPage> {
         let root = self.root.clone();
         let ListRequest { scope, from, .. } = *request;

@@ -88,6 +88,18 @@ impl Backend for MemoryBackend {
         s3::key("", level, name)
     }
 
+    fn side_key(&self, name: &str) -> String {
+        name.to_owned()
+    }
+
+    fn clock(&self) -> Option<Timestamp> {
+        Some(Timestamp(jiff::Timestamp::now().as_millisecond()))
+    }
+
+    fn honours_conditions(&self) -> bool {
+        true
+    }
+
     async fn list(&self, request: &ListRequest<'_>) -> Result<ListPage> {
         let (prefix, mut after) = s3::listing(request.scope, request.from);
         if let Some(token) = request.token {

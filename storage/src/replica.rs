@@ -83,6 +83,43 @@ impl Replica {
         self.backend.url()
     }
 
+    /// The key of another object in the replica's own folder.
+    #[must_use]
+    pub fn side_key(&self, name: &str) -> String {
+        self.backend.side_key(name)
+    }
+
+    /// The key of an LTX file that we write.
+    #[must_use]
+    pub fn key(&self, level: Level, name: FileName) -> String {
+        self.backend.key(level, name)
+    }
+
+    /// The store's own clock, as its latest answer told it: to the second, and never back. `None` where it has not said so yet.
+    #[must_use]
+    pub fn clock(&self) -> Option<Timestamp> {
+        self.backend.clock()
+    }
+
+    /// Whether [`Precondition`]s are known to be honoured, so that nobody needs to try.
+    #[must_use]
+    pub fn honours_conditions(&self) -> bool {
+        self.backend.honours_conditions()
+    }
+
+    /// An entry of an object's metadata, where the store keeps them.
+    ///
+    /// # Errors
+    /// As [`Replica::head`].
+    pub async fn metadata(&self, key: &str, name: &str) -> Result<Option<String>> {
+        self.retry
+            .run("look at", key, |attempt, patience| async move {
+                count(&self.counters.heads, 1);
+                within(patience, "look at", key, "the answer", self.backend.metadata(key, name, attempt)).await
+            })
+            .await
+    }
+
     /// What the requests so far have cost.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -257,8 +294,23 @@ impl Replica {
     /// # Errors
     /// [`Error::AlreadyExists`] where another writer has put the key, or as the store says, after retries.
     pub async fn put_file(&self, level: Level, name: FileName, body: Body, time: Timestamp) -> Result<FileInfo> {
+        self.put_file_with(level, name, body, time, &[]).await
+    }
+
+    /// Like [`Replica::put_file`], with metadata, where the store can keep it.
+    ///
+    /// # Errors
+    /// As [`Replica::put_file`].
+    pub async fn put_file_with(
+        &self,
+        level: Level,
+        name: FileName,
+        body: Body,
+        time: Timestamp,
+        metadata: &[(&str, &str)],
+    ) -> Result<FileInfo> {
         let key = self.backend.key(level, name);
-        let options = PutOptions { precondition: Precondition::NotExists, time: Some(time), metadata: &[], attempt: 0 };
+        let options = PutOptions { precondition: Precondition::NotExists, time: Some(time), metadata, attempt: 0 };
         let object = self.put(&key, body, &options).await?;
         Ok(FileInfo { level, name, object })
     }

@@ -6,21 +6,22 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use jiff::Zoned;
 use litestream_pageindex::Target;
-use ltx::{Pgno, Timestamp, Txid};
+use ltx::{Commit, Pgno, Timestamp, Txid};
 
 use crate::btree::Predictor;
 use crate::database::{Database, Shown};
 use crate::fetch::{Keep, Wanted, decode};
 use crate::hydration::{Attached, Hydration, Sessions};
 use crate::process::{self, Process};
-use crate::settings::{Parameters, Settings};
+use crate::settings::{Parameters, Settings, WriteSettings};
+use crate::write::writer::{Transaction, Writer};
 use crate::{Error, Result};
 
 /// How often one read tries anew after a file has vanished under it.
 const REPAIRS: u32 = 5;
 /// Offsets in page 1 (<https://www.sqlite.org/fileformat2.html#the_database_header>).
 const JOURNAL_MODE: std::ops::Range<usize> = 18..20;
-const CHANGE_COUNTER: std::ops::Range<usize> = 24..28;
+pub(crate) const CHANGE_COUNTER: std::ops::Range<usize> = 24..28;
 const VALID_FOR: std::ops::Range<usize> = 92..96;
 
 /// See the module.
@@ -33,6 +34,11 @@ pub(crate) struct Connection {
     pinned: Option<Arc<Shown>>,
     /// Where the connection has travelled to.
     travelled: Option<Arc<Shown>>,
+    /// What is written with, while the connection may write.
+    writer: Option<Arc<Writer>>,
+    /// What the transaction that is going on has written.
+    transaction: Option<Transaction>,
+    settings: WriteSettings,
     /// Whether it can never leave there: opened with `at=`, or a file that SQLite will not lock.
     fixed: Option<Fixed>,
     predictor: Predictor,
@@ -69,10 +75,11 @@ impl Connection {
     ///
     /// # Errors
     /// Why it cannot be opened.
-    pub(crate) fn open(parameters: &Parameters<'_>, _read_only: bool) -> Result<Self> {
-        let settings = Settings::read(parameters)?;
+    pub(crate) fn open(parameters: &Parameters<'_>, read_only: bool) -> Result<Self> {
+        let mut settings = Settings::read(parameters)?;
+        settings.write_enabled &= !read_only;
         let process = Process::current()?;
-        let database = Database::open(process, &settings)?;
+        let (database, is_new) = Database::open(process, &settings)?;
         let never = || false;
         let travelled = match &settings.at {
             Some(at) => Some(travel(&database, at, &never)?),
@@ -84,7 +91,14 @@ impl Connection {
             None => settings.unlocked.then_some(Fixed::Unlocked),
         };
         let hydration = if fixed == Some(Fixed::At) { None } else { Sessions::attach(&database)? };
+        let writer = match settings.write_enabled {
+            true => Some(database.begin_writing(&settings.write, is_new, &never)?),
+            false => None,
+        };
         Ok(Self {
+            writer,
+            transaction: None,
+            settings: settings.write,
             keep: hydration.as_ref().map(|attached| Arc::downgrade(&attached.hydration.local)),
             hydration,
             database,
@@ -129,20 +143,126 @@ impl Connection {
     /// A transaction wants to write.
     ///
     /// # Errors
-    /// [`Error::ReadOnly`].
-    #[allow(clippy::unused_self, reason = "write mode will ask the connection")]
+    /// [`Error::ReadOnly`], [`Error::Busy`], [`Error::BusySnapshot`], [`Error::Fenced`], [`Error::Deadline`].
     pub(crate) fn begin_write(&mut self) -> Result<()> {
-        Err(Error::ReadOnly("the replica is opened for reading only"))
+        if self.is_inherited() {
+            return Err(Error::Forked);
+        }
+        if self.transaction.is_some() {
+            return Ok(());
+        }
+        if self.travelled.is_some() {
+            return Err(Error::ReadOnly(
+                "the past cannot be written: PRAGMA litestream_time = latest returns to the present",
+            ));
+        }
+        let Some(writer) = &self.writer else {
+            return Err(Error::ReadOnly(
+                "the database is opened for reading only: add write_enabled=true to the file: URI, or PRAGMA litestream_write_enabled = on",
+            ));
+        };
+        let pinned = self.shown()?;
+        self.transaction = Some(writer.begin(&self.database, &pinned)?);
+        Ok(())
+    }
+
+    /// Writes bytes into the transaction.
+    ///
+    /// # Errors
+    /// What is wrong with the write buffer; [`Error::Unwritable`].
+    pub(crate) fn write(&mut self, bytes: &[u8], offset: u64, stop: &dyn Fn() -> bool) -> Result<()> {
+        let Some(mut transaction) = self.transaction.take() else {
+            return Err(Error::ReadOnly("written outside a transaction"));
+        };
+        let Some(writer) = self.writer.clone() else { return Err(Error::Forked) };
+        let mut before = |pgno, into: &mut [u8]| {
+            let mut shown = self.shown()?;
+            match self.page(&mut shown, pgno, stop)? {
+                Some(page) => into.copy_from_slice(&page),
+                None => into.fill(0),
+            }
+            Ok(())
+        };
+        let written = writer.write(&mut transaction, bytes, offset, &mut before);
+        self.transaction = Some(transaction);
+        written
+    }
+
+    /// Cuts the database.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`].
+    pub(crate) fn truncate(&mut self, bytes: u64) -> Result<()> {
+        let Some(transaction) = &mut self.transaction else {
+            return Err(Error::ReadOnly("cut outside a transaction"));
+        };
+        Writer::truncate(transaction, bytes)
+    }
+
+    /// SQLite wants what it has written to last.
+    pub(crate) fn sync(&mut self) {
+        if let Some(transaction) = &mut self.transaction {
+            transaction.sync = true;
+        }
+    }
+
+    /// Whether the transaction may commit: raised where SQLite can still roll back.
+    ///
+    /// # Errors
+    /// As [`Connection::begin_write`].
+    pub(crate) fn may_commit(&self) -> Result<()> {
+        match &self.writer {
+            Some(writer) if self.transaction.is_some() => writer.check(),
+            _ => Ok(()),
+        }
+    }
+
+    /// The transaction commits.
+    ///
+    /// # Errors
+    /// What is wrong with the write buffer: nothing is committed then.
+    pub(crate) fn commit(&mut self) -> Result<()> {
+        if let (Some(transaction), Some(writer)) = (&mut self.transaction, &self.writer)
+            && let Some(shown) = writer.commit(&self.database, transaction)?
+        {
+            self.pinned = Some(shown);
+        }
+        Ok(())
+    }
+
+    /// The transaction writes no longer. What it has not committed is gone.
+    pub(crate) fn end_write(&mut self) {
+        if self.transaction.take().is_some()
+            && let Some(writer) = self.writer.as_ref().filter(|_| self.database.process.is_this())
+        {
+            writer.end();
+        }
+    }
+
+    /// Whether any connection of the process is writing.
+    pub(crate) fn is_being_written(&self) -> bool {
+        self.writer.as_ref().is_some_and(|writer| !self.is_inherited() && writer.is_held())
     }
 
     /// The transaction has ended.
     pub(crate) fn end(&mut self) {
+        self.end_write();
         self.pinned = None;
     }
 
-    /// The file is closed.
+    /// The file is closed: what was committed goes up, if it is the last one that writes.
     pub(crate) fn close(&mut self) {
         self.end();
+        self.stop_writing();
+    }
+
+    fn stop_writing(&mut self) {
+        if self.is_inherited() {
+            return;
+        }
+        if self.writer.take().is_some() {
+            self.database.end_writing();
+        }
     }
 
     /// What is to be seen now: outside a transaction the newest view.
@@ -169,7 +289,10 @@ impl Connection {
         if self.is_inherited() {
             return 0;
         }
-        self.shown().map_or(0, |shown| shown.view.commit().bytes(shown.view.page_size()))
+        if let Some(transaction) = &self.transaction {
+            return transaction.page_size().map_or(0, |size| Commit(transaction.size()).bytes(size));
+        }
+        self.shown().map_or(0, |shown| shown.commit().bytes(shown.page_size()))
     }
 
     /// Reads bytes of the database from an offset, and tells how many there were.
@@ -183,8 +306,11 @@ impl Connection {
         }
         self.reads += 1;
         let mut shown = self.shown()?;
-        let size = u64::from(shown.view.page_size().get());
-        let len = shown.view.commit().bytes(shown.view.page_size());
+        let (page_size, commit) = match &self.transaction {
+            Some(transaction) => (transaction.page_size().unwrap_or(shown.page_size()), Commit(transaction.size())),
+            None => (shown.page_size(), shown.commit()),
+        };
+        let (size, len) = (u64::from(page_size.get()), commit.bytes(page_size));
         let have = usize::try_from(len.saturating_sub(offset)).unwrap_or(usize::MAX).min(into.len());
         let mut done = 0;
         while done < have {
@@ -194,6 +320,10 @@ impl Connection {
             let within = (at % size) as usize;
             let count = (size as usize - within).min(have - done);
             let target = &mut into[done..done + count];
+            if self.written(&shown, pgno, within, target)? {
+                done += count;
+                continue;
+            }
             // Page 1 is not shown as it is stored.
             if pgno != Pgno::ONE && self.hydrated(&shown, pgno, within, target) {
                 done += count;
@@ -207,6 +337,30 @@ impl Connection {
             done += count;
         }
         Ok(have)
+    }
+
+    /// Reads part of a page that was written here. False where it was not.
+    fn written(&mut self, shown: &Shown, pgno: Pgno, within: usize, into: &mut [u8]) -> Result<bool> {
+        let in_transaction = self.transaction.as_ref().map(Transaction::page_size);
+        if shown.local.is_none() && in_transaction.is_none() {
+            return Ok(false);
+        }
+        let size = in_transaction.flatten().unwrap_or(shown.page_size()).bytes();
+        let whole = into.len() == size;
+        let mut memory = if whole && pgno != Pgno::ONE { Vec::new() } else { vec![0; size] };
+        let page = if memory.is_empty() { &mut *into } else { &mut memory[..] };
+        let own = match &self.transaction {
+            Some(transaction) => transaction.read(pgno, page)?,
+            None => false,
+        };
+        let found = own || shown.local.as_ref().map_or(Ok(false), |local| local.read(pgno, page))?;
+        if found && !memory.is_empty() {
+            if pgno == Pgno::ONE && !own {
+                memory = first_page(&memory, shown.counter).into();
+            }
+            into.copy_from_slice(&memory[within..within + into.len()]);
+        }
+        Ok(found)
     }
 
     /// Reads part of a page as it is stored from the hydrated file, straight to where SQLite wants it. False where that does not hold it.
@@ -263,7 +417,11 @@ impl Connection {
         let ahead = self.predictor.after(pgno.get(), page, &|page| in_memory(database, hydration, shown, page));
         if !ahead.is_empty()
             && process.is_this()
-            && process.fetcher.prefetch(process, (&database.replica, &self.keep), wanted_pages(hydration, shown, &ahead))
+            && process.fetcher.prefetch(
+                process,
+                (&database.replica, &self.keep),
+                wanted_pages(hydration, shown, &ahead),
+            )
         {
             self.guesses = GUESSES;
         }
@@ -313,15 +471,16 @@ impl Connection {
                 let lines: Vec<String> = stats.map(|(name, value)| format!("{name} {value}")).collect();
                 Ok(lines.join("\n"))
             }
-            ("litestream_write_enabled", None) => Ok("0".to_owned()),
-            ("litestream_write_enabled", Some(value))
-                if matches!(value.to_ascii_lowercase().as_str(), "0" | "off" | "false" | "no") =>
-            {
-                Ok("0".to_owned())
-            }
-            ("litestream_write_enabled" | "litestream_sync", _) => {
-                Err(Error::ReadOnly("this version opens replicas for reading only"))
-            }
+            ("litestream_write_enabled", None) => Ok(u8::from(self.writer.is_some()).to_string()),
+            ("litestream_write_enabled", Some(value)) => self.set_write_enabled(value, stop),
+            ("litestream_sync", None) => match &self.writer {
+                Some(_) if self.transaction.as_ref().is_some_and(Transaction::is_dirty) => {
+                    Err(Error::InTransaction("litestream_sync"))
+                }
+                Some(writer) => writer.sync(&self.database, None, stop).map(|txid| txid.to_string()),
+                // Without a writer all there is is durable.
+                None => self.fresh(stop).map(|shown| shown.view.txid().to_string()),
+            },
             ("litestream_hydration_progress", None) => Ok(self.database.hydration.progress().to_string()),
             ("litestream_hydration_file", None) => Ok(self.database.hydration.path()),
             (name, Some(_)) if name.starts_with("litestream_") => {
@@ -333,6 +492,30 @@ impl Connection {
             Ok(text) => Pragma::Answer(text),
             Err(error) => Pragma::Failed(error),
         }
+    }
+
+    fn set_write_enabled(&mut self, value: &str, stop: &dyn Fn() -> bool) -> Result<String> {
+        let name = "litestream_write_enabled";
+        let on = match value.trim().to_ascii_lowercase().as_str() {
+            "1" | "on" | "true" | "yes" => true,
+            "0" | "off" | "false" | "no" => false,
+            _ => {
+                let why = format!("`{value}` is neither on nor off");
+                return Err(Error::Setting { name: name.to_owned(), why });
+            }
+        };
+        if self.pinned.is_some() || self.transaction.is_some() {
+            return Err(Error::InTransaction(name));
+        }
+        if on && self.fixed.is_some() {
+            return Err(Error::ReadOnly("this database was opened for one moment, which cannot be written"));
+        }
+        if on && self.writer.is_none() {
+            self.writer = Some(self.database.begin_writing(&self.settings, false, stop)?);
+        } else if !on {
+            self.stop_writing();
+        }
+        Ok(u8::from(on).to_string())
     }
 
     fn time(&self) -> Result<String> {
@@ -414,7 +597,7 @@ fn wanted_pages(hydration: Option<&Hydration>, shown: &Shown, pages: &[u32]) -> 
 
 /// Page 1 as SQLite shall see it: not in WAL mode, since there is no WAL to look into, and with a change counter that says whether the content
 /// may have changed.
-fn first_page(stored: &Bytes, counter: u32) -> Bytes {
+fn first_page(stored: &[u8], counter: u32) -> Bytes {
     let mut page = stored.to_vec();
     let equal = page.get(CHANGE_COUNTER) == page.get(VALID_FOR);
     if let Some(mode) = page.get_mut(JOURNAL_MODE) {

@@ -7,20 +7,24 @@
 //! - The number that page 1 carries as its change counter comes from here: one for each TXID's content, never used again for another.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use litestream_pageindex::{Listing, OpenFile, Plan, Target, View, exact, find, open_file, replan_from};
 use litestream_storage::{Level, Replica, RetryPolicy, Scope};
-use ltx::{Timestamp, Txid};
+use ltx::{Commit, PageSize, Pgno, Timestamp, Txid};
 
+use crate::connection::CHANGE_COUNTER;
+use crate::fetch::decode;
 use crate::flight::Flight;
 use crate::hydration::Sessions;
 use crate::process::Process;
-use crate::settings::Settings;
-use crate::{Error, Result};
+use crate::settings::{Settings, WriteSettings};
+use crate::write::layer::Local;
+use crate::write::writer::Writer;
+use crate::{Error, Result, write};
 
 /// How long after the last transaction polling goes on, in intervals, and at least.
 const LINGER: u32 = 5;
@@ -38,8 +42,27 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(crate) struct Shown {
     pub(crate) view: Arc<View>,
+    /// What was committed here in front of it.
+    pub(crate) local: Option<Local>,
     /// What stands as the change counter in page 1.
     pub(crate) counter: u32,
+}
+
+impl Shown {
+    /// The database's size in pages.
+    pub(crate) fn commit(&self) -> Commit {
+        self.local.as_ref().map_or_else(|| self.view.commit(), Local::commit)
+    }
+
+    /// The size of its pages.
+    pub(crate) fn page_size(&self) -> PageSize {
+        self.local.as_ref().map_or_else(|| self.view.page_size(), |local| local.page_size)
+    }
+
+    /// The size of its pages, unless there is none yet.
+    pub(crate) fn decided_page_size(&self) -> Option<PageSize> {
+        (self.commit().0 > 0).then(|| self.page_size())
+    }
 }
 
 /// See the module.
@@ -52,6 +75,16 @@ pub(crate) struct Database {
     polling: Mutex<Polling>,
     counters: Mutex<ChangeCounters>,
     polls: AtomicU64,
+    writing: Mutex<Writing>,
+    /// Whether anybody may write: then nobody looks for what others have written.
+    is_written: AtomicBool,
+}
+
+/// The writer, and how many connections it serves.
+#[derive(Default)]
+struct Writing {
+    writer: Option<Arc<Writer>>,
+    connections: usize,
 }
 
 #[derive(Default)]
@@ -67,8 +100,12 @@ struct Polling {
 }
 
 /// See [`Shown::counter`].
+///
+/// What is shown as the newest state counts up from what the replica's own page 1 says, as SQLite's own commits do: each adds one to what it
+/// has read. Other moments count down from the largest number, so that the two never meet.
 struct ChangeCounters {
-    next: u32,
+    up: u32,
+    down: u32,
     by_content: HashMap<Content, u32>,
     order: VecDeque<Content>,
 }
@@ -77,20 +114,52 @@ struct ChangeCounters {
 type Content = (Txid, u64);
 
 impl ChangeCounters {
+    fn new(stored: Option<u32>) -> Self {
+        let up = stored.unwrap_or(1).wrapping_sub(1);
+        Self { up, down: u32::MAX, by_content: HashMap::new(), order: VecDeque::new() }
+    }
+
+    /// The number of a state that is not the newest.
     fn of(&mut self, content: Content) -> u32 {
         if let Some(counter) = self.by_content.get(&content) {
             return *counter;
         }
-        self.next = self.next.wrapping_add(1);
-        self.by_content.insert(content, self.next);
-        self.order.push_back(content);
+        self.down = self.down.wrapping_sub(1);
+        self.note(content, self.down);
+        self.down
+    }
+
+    /// The number of the newest state.
+    fn of_newest(&mut self, content: Content) -> u32 {
+        if let Some(counter) = self.by_content.get(&content) {
+            return *counter;
+        }
+        let counter = self.after(None);
+        self.note(content, counter);
+        counter
+    }
+
+    /// The number that follows all that were shown as the newest: the one that SQLite has written, where it does.
+    fn after(&mut self, written: Option<u32>) -> u32 {
+        let follows = |written: &u32| (1..1 << 31).contains(&written.wrapping_sub(self.up));
+        self.up = written.filter(follows).unwrap_or_else(|| self.up.wrapping_add(1));
+        self.up
+    }
+
+    fn note(&mut self, content: Content, counter: u32) {
+        if self.by_content.insert(content, counter).is_none() {
+            self.order.push_back(content);
+        }
         if self.order.len() > COUNTERS
             && let Some(oldest) = self.order.pop_front()
         {
             self.by_content.remove(&oldest);
         }
-        self.next
     }
+}
+
+fn content(view: &View) -> Content {
+    (view.txid(), view.files().last().map_or(0, |file| file.trailer.file_checksum.0))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -102,12 +171,14 @@ impl Database {
     ///
     /// # Errors
     /// Why it cannot be opened. Nothing is left behind then.
-    pub(crate) fn open(process: &'static Process, settings: &Settings) -> Result<Arc<Self>> {
+    ///
+    /// Says, too, whether it was opened just now, so that it is known to show the newest state.
+    pub(crate) fn open(process: &'static Process, settings: &Settings) -> Result<(Arc<Self>, bool)> {
         let key = settings.key();
         process.fetcher.allow(settings.cache_size);
         let known = process.databases().get(&key).and_then(Weak::upgrade);
         if let Some(database) = known {
-            return Ok(database);
+            return Ok((database, false));
         }
         let flight: Arc<Flight<Result<Arc<Self>>>> = Arc::default();
         let (landing, settings) = (flight.clone(), settings.clone());
@@ -121,10 +192,10 @@ impl Database {
         databases.retain(|_, database| database.strong_count() > 0);
         if let Some(database) = databases.get(&key).and_then(Weak::upgrade) {
             // Another thread was faster; what it shows is as good.
-            return Ok(database);
+            return Ok((database, false));
         }
         databases.insert(key, Arc::downgrade(&opened));
-        Ok(opened)
+        Ok((opened, true))
     }
 
     async fn load(process: &'static Process, settings: Settings) -> Result<Arc<Self>> {
@@ -133,6 +204,8 @@ impl Database {
         let started = Instant::now();
         let found = loop {
             match find(&replica, Target::Latest).await {
+                // Who may write begins the database.
+                Err(litestream_pageindex::Error::NoBackup { .. }) if settings.write_enabled => break None,
                 Err(litestream_pageindex::Error::NoBackup { url }) => {
                     let waited = started.elapsed();
                     if waited + settings.poll_interval > settings.open_timeout {
@@ -140,7 +213,7 @@ impl Database {
                     }
                     tokio::time::sleep(settings.poll_interval).await;
                 }
-                found => break found?,
+                found => break Some(found?),
             }
         };
         let database = Arc::new(Self {
@@ -150,12 +223,18 @@ impl Database {
             settings,
             latest: Mutex::default(),
             polling: Mutex::default(),
-            counters: Mutex::new(ChangeCounters { next: 0, by_content: HashMap::new(), order: VecDeque::new() }),
+            counters: Mutex::new(ChangeCounters::new(None)),
             polls: AtomicU64::new(0),
+            writing: Mutex::default(),
+            is_written: AtomicBool::new(false),
         });
-        let view = database.view_of(found.0, found.1, &[]).await?;
+        let view = match found {
+            Some((plan, listing)) => database.view_of(plan, listing, &[]).await?,
+            None => View::empty(),
+        };
         let (txid, time) = (view.txid(), view.time());
-        *lock(&database.latest) = Some(database.shown(view));
+        *lock(&database.counters) = ChangeCounters::new(stored_counter(&view));
+        *lock(&database.latest) = Some(database.shown(view, true));
         let mut polling = lock(&database.polling);
         polling.last_success = Some(Instant::now());
         polling.newest = Some((txid, time));
@@ -168,7 +247,7 @@ impl Database {
         let replica = &self.replica;
         let view = replan_from(replica, plan, listing, |plan, listing| async move {
             let view = Box::pin(View::open_with(replica, &plan, known)).await?;
-            if view.files().len() > 1 || !view.files()[0].starts_with_legacy_frame() {
+            if view.files().len() != 1 || !view.files()[0].starts_with_legacy_frame() {
                 return Ok(view);
             }
             let other = Box::pin(exact(replica, plan.clone(), listing)).await?;
@@ -177,10 +256,97 @@ impl Database {
         Ok(Box::pin(view).await?)
     }
 
-    fn shown(&self, view: View) -> Arc<Shown> {
-        let last = view.files().last().map_or(0, |file| file.trailer.file_checksum.0);
-        let counter = lock(&self.counters).of((view.txid(), last));
-        Arc::new(Shown { view: Arc::new(view), counter })
+    fn shown(&self, view: View, newest: bool) -> Arc<Shown> {
+        let mut counters = lock(&self.counters);
+        let counter = if newest { counters.of_newest(content(&view)) } else { counters.of(content(&view)) };
+        Arc::new(Shown { view: Arc::new(view), local: None, counter })
+    }
+
+    /// Shows what was just committed here.
+    ///
+    /// # Errors
+    /// That it cannot be read again.
+    pub(crate) fn show(&self, view: Arc<View>, local: Option<Local>) -> Result<Arc<Shown>> {
+        let written = match &local {
+            Some(local) => written_counter(local)?,
+            None => None,
+        };
+        // In exclusive mode SQLite counts only once: then what it has written does not follow.
+        let counter = lock(&self.counters).after(written);
+        let shown = Arc::new(Shown { view, local, counter });
+        *lock(&self.latest) = Some(shown.clone());
+        Ok(shown)
+    }
+
+    /// Shows the same content from other files: what was committed here is in the replica now.
+    pub(crate) fn rebase(&self, view: Arc<View>, local: Option<Local>, before: &Shown) {
+        let counter = before.counter;
+        if local.is_none() {
+            lock(&self.counters).note(content(&view), counter);
+        }
+        {
+            let mut polling = lock(&self.polling);
+            polling.newest = polling.newest.max(Some((view.txid(), view.time())));
+            polling.last_success = Some(Instant::now());
+        }
+        self.hydration.tell(&view);
+        *lock(&self.latest) = Some(Arc::new(Shown { view, local, counter }));
+    }
+
+    /// Lets a connection write. The first one opens the write buffer.
+    ///
+    /// # Errors
+    /// Why that cannot be opened.
+    pub(crate) fn begin_writing(
+        self: &Arc<Self>,
+        settings: &WriteSettings,
+        is_new: bool,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Arc<Writer>> {
+        let mut writing = lock(&self.writing);
+        if let Some(writer) = &writing.writer {
+            if writer.buffer_path() != settings.buffer_path {
+                let why = format!(
+                    "this process writes the database with another buffer already: {}",
+                    writer.buffer_path().display()
+                );
+                return Err(Error::Setting { name: "buffer_path".to_owned(), why });
+            }
+            let writer = writer.clone();
+            writing.connections += 1;
+            return Ok(writer);
+        }
+        // What others have written last is known before they are shut out.
+        if !is_new {
+            let this = self.clone();
+            self.wait_for(stop, async move { this.look().await })?;
+        }
+        self.is_written.store(true, Ordering::SeqCst);
+        let opened = write::upload::open(self, settings.clone());
+        if opened.is_err() {
+            self.is_written.store(false, Ordering::SeqCst);
+        }
+        let writer = opened?;
+        writing.writer = Some(writer.clone());
+        writing.connections = 1;
+        Ok(writer)
+    }
+
+    /// A connection writes no longer. With the last one everything is uploaded, and others' transactions are followed again.
+    pub(crate) fn end_writing(&self) {
+        let mut writing = lock(&self.writing);
+        writing.connections = writing.connections.saturating_sub(1);
+        if writing.connections == 0
+            && let Some(writer) = writing.writer.take()
+        {
+            writer.close(self);
+            self.is_written.store(false, Ordering::SeqCst);
+        }
+    }
+
+    /// The writer, where there is one.
+    pub(crate) fn writer(&self) -> Option<Arc<Writer>> {
+        lock(&self.writing).writer.clone()
     }
 
     /// The newest view, as far as it is known.
@@ -193,6 +359,9 @@ impl Database {
     /// # Errors
     /// [`Error::Interrupted`]. Where the replica cannot be looked at, the view is what was known before, and the lag tells.
     pub(crate) fn current(self: &Arc<Self>, stop: &dyn Fn() -> bool) -> Result<Arc<Shown>> {
+        if self.is_written.load(Ordering::SeqCst) {
+            return self.latest();
+        }
         let now = Instant::now();
         let wait = {
             let mut polling = lock(&self.polling);
@@ -228,7 +397,7 @@ impl Database {
         let _running = Running(database.clone());
         loop {
             let Some(this) = database.upgrade() else { return };
-            if !skip {
+            if !skip && !this.is_written.load(Ordering::SeqCst) {
                 this.poll().await;
             }
             skip = false;
@@ -336,8 +505,12 @@ impl Database {
             // What a transaction has seen was rewritten. Those that are going on keep what they have, or fail; later ones see what there is.
             tracing::error!(%error, txid = %view.txid(), "the replica's history was rewritten: going on with the new one");
         }
-        let shown = self.shown(view);
+        let shown = self.shown(view, true);
         let mut latest = lock(&self.latest);
+        if self.is_written.load(Ordering::SeqCst) {
+            // The newest state is what is written here.
+            return Ok(());
+        }
         let known = latest.as_ref().map_or(Txid::ZERO, |known| known.view.txid());
         if shown.view.txid() >= known {
             let mut polling = lock(&self.polling);
@@ -388,11 +561,13 @@ impl Database {
             again
         })?;
         tracing::info!(%txid, "a file had vanished: reading the same transaction from others");
-        let shown = Arc::new(Shown { view: Arc::new(repaired), counter });
+        let view = Arc::new(repaired);
+        let shown = Arc::new(Shown { view: view.clone(), local: broken.local.clone(), counter });
         let mut latest = lock(&self.latest);
-        if latest.as_ref().is_some_and(|latest| latest.view.txid() == txid) {
-            self.hydration.tell(&shown.view);
-            *latest = Some(shown.clone());
+        if let Some(current) = latest.as_ref().filter(|latest| latest.view.txid() == txid) {
+            self.hydration.tell(&view);
+            // What was committed meanwhile stays in front.
+            *latest = Some(Arc::new(Shown { view, local: current.local.clone(), counter: current.counter }));
         }
         Ok(shown)
     }
@@ -410,11 +585,11 @@ impl Database {
             same_files(&known, &view)?;
             Ok(view)
         })?;
-        Ok(self.shown(view))
+        Ok(self.shown(view, false))
     }
 
     /// Runs something on the runtime and waits for it here.
-    fn wait_for<T: Clone + Send + 'static>(
+    pub(crate) fn wait_for<T: Clone + Send + 'static>(
         &self,
         stop: &dyn Fn() -> bool,
         work: impl Future<Output = Result<T>> + Send + 'static,
@@ -431,6 +606,10 @@ impl Database {
 
     /// How many seconds a view is behind what the replica is known to hold; -1 before the replica has been looked at.
     pub(crate) fn lag(&self, shown: &Shown) -> f64 {
+        if let Some(behind) = self.writer().and_then(|writer| writer.behind()) {
+            // The replica is behind this view.
+            return behind.as_secs_f64();
+        }
         let polling = lock(&self.polling);
         let Some((newest, time)) = polling.newest else { return -1.0 };
         let behind = if newest > shown.view.txid() { (time.0 - shown.view.time().0).max(1) as f64 / 1e3 } else { 0.0 };
@@ -467,8 +646,24 @@ impl Database {
             ("index_bytes", index),
         ];
         stats.extend(self.hydration.stats());
+        stats.extend(self.writer().iter().flat_map(|writer| writer.stats()));
         stats
     }
+}
+
+/// The change counter that a view's page 1 has in the replica, where that can be told without a request.
+fn stored_counter(view: &View) -> Option<u32> {
+    let place = view.locate(Pgno::ONE)?;
+    let bytes = place.file.at_hand(&place.frame)?;
+    let page = decode(place.file, &place.frame, bytes).ok()?;
+    page.get(CHANGE_COUNTER)?.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
+}
+
+/// The change counter that was written here last.
+fn written_counter(local: &Local) -> Result<Option<u32>> {
+    let mut page = vec![0; local.page_size.bytes()];
+    let found = local.read(Pgno::ONE, &mut page)?;
+    Ok(page.get(CHANGE_COUNTER).filter(|_| found).and_then(<[u8]>::first_chunk).map(|bytes| u32::from_be_bytes(*bytes)))
 }
 
 /// Whether a view's files hold what files of the same names held before: a TXID never gets other content.

@@ -1,5 +1,6 @@
 //! Why a database cannot be opened or read.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,6 +74,76 @@ pub enum Error {
     /// The database cannot be written.
     #[error("{0}")]
     ReadOnly(&'static str),
+    /// The write buffer's files cannot be read or written.
+    #[error("the write buffer: cannot {operation} {}: {source}", path.display())]
+    Buffer {
+        /// What was tried.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        source: Arc<std::io::Error>,
+    },
+    /// Another process, or another database of this one, has the write buffer.
+    #[error(
+        "the write buffer {} is used by another process or database: one writer per buffer; set buffer_path to another place, or end the other",
+        path.display()
+    )]
+    BufferBusy {
+        /// The buffer.
+        path: PathBuf,
+    },
+    /// The write buffer belongs to another replica.
+    #[error(
+        "the write buffer {} holds writes to {theirs}, not to {ours}: open that one to upload them, or set buffer_path to another place",
+        path.display()
+    )]
+    BufferForeign {
+        /// The buffer.
+        path: PathBuf,
+        /// Whose it is.
+        theirs: String,
+        /// What was opened.
+        ours: String,
+    },
+    /// The write buffer cannot be trusted.
+    #[error("the write buffer's file {}: {why}", path.display())]
+    BufferDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Another writer has gone on.
+    #[error(
+        "fenced: transaction {txid} was written by {by}, so this writer must stop; what it had not uploaded is kept in {} (look at it with `litestream vfs-buffer`)",
+        buffer.display()
+    )]
+    Fenced {
+        /// The transaction that this writer wanted to write, or found beyond its own.
+        txid: Txid,
+        /// Who wrote it, as far as that is known.
+        by: String,
+        /// Where this writer's own transactions are.
+        buffer: PathBuf,
+    },
+    /// Uploading has failed for too long.
+    #[error("nothing could be uploaded for {:.0} s, longer than sync_deadline allows: {why}", behind.as_secs_f64())]
+    Deadline {
+        /// How old the oldest transaction is that is not in the replica.
+        behind: Duration,
+        /// What the last upload failed with.
+        why: String,
+    },
+    /// Another connection writes.
+    #[error("database is locked")]
+    Busy,
+    /// Another connection has written since this one's transaction began.
+    #[error("database is locked: another connection has committed since this transaction began")]
+    BusySnapshot,
+    /// What SQLite wants to write does not go together with a replica.
+    #[error("{0}")]
+    Unwritable(String),
     /// The host told the query to stop.
     #[error("interrupted")]
     Interrupted,
@@ -110,6 +181,10 @@ impl From<litestream_storage::Error> for Error {
 }
 
 impl Error {
+    pub(crate) fn buffer(operation: &'static str, path: &Path, source: std::io::Error) -> Self {
+        Self::Buffer { operation, path: path.to_owned(), source: Arc::new(source) }
+    }
+
     /// Whether files are gone or others than listed, so that a new plan for the same TXID may help.
     pub(crate) fn wants_new_plan(&self) -> bool {
         matches!(self, Self::Replica(error) if error.wants_new_plan())

@@ -31,6 +31,7 @@ mod hydration;
 mod log;
 mod process;
 mod settings;
+pub mod write;
 
 pub use error::{Error, Result};
 pub use ffi::{VFS_NAME, register};

@@ -12,6 +12,7 @@ use litestream_hydrate::Places;
 
 use crate::database::Database;
 use crate::fetch::Fetcher;
+use crate::write::buffer::Open;
 use crate::{Error, Result, ffi};
 
 /// How long a thread that waits for a blocking call (files) lives on without one.
@@ -27,6 +28,8 @@ pub(crate) struct Process {
     databases: Mutex<HashMap<String, Weak<Database>>>,
     /// The files that databases are pulled into.
     pub(crate) places: Places,
+    /// The write buffers that are open.
+    pub(crate) buffers: Open,
 }
 
 static CURRENT: AtomicPtr<Process> = AtomicPtr::new(std::ptr::null_mut());
@@ -67,7 +70,14 @@ impl Process {
             .enable_all()
             .build()
             .map_err(|error| Error::Worker(format!("cannot start threads: {error}")))?;
-        Ok(Self { id, runtime, fetcher: Arc::default(), databases: Mutex::default(), places: Places::default() })
+        Ok(Self {
+            id,
+            runtime,
+            fetcher: Arc::default(),
+            databases: Mutex::default(),
+            places: Places::default(),
+            buffers: Open::default(),
+        })
     }
 
     /// Whether this is still the process that it was made in.

@@ -1,5 +1,7 @@
 //! How one database is to be opened: from the URI, else from the environment, else the default.
 
+use std::hash::{Hash, Hasher};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -46,6 +48,49 @@ impl<'a> Parameters<'a> {
         parse_duration(&value).map_err(|error| Error::Setting { name, why: error.to_string() })
     }
 
+    /// A switch that is off unless it is said to be on.
+    fn switch(&self, key: &str) -> Result<bool> {
+        let Some((name, value)) = self.find(key) else { return Ok(false) };
+        match value.to_ascii_lowercase().as_str() {
+            "1" | "yes" | "true" | "on" => Ok(true),
+            "0" | "no" | "false" | "off" => Ok(false),
+            _ => Err(Error::Setting { name, why: format!("`{value}` is neither true nor false") }),
+        }
+    }
+
+    fn write(&self, replica: &ReplicaConfig) -> Result<WriteSettings> {
+        let second = Duration::from_secs(1);
+        let deadline = self.duration("sync_deadline", Duration::ZERO)?;
+        Ok(WriteSettings {
+            sync_interval: self.duration("sync_interval", second)?.max(Duration::from_millis(10)),
+            buffer_path: self.buffer_path(replica),
+            sync_deadline: (!deadline.is_zero()).then_some(deadline),
+            shutdown_sync_timeout: self.duration("shutdown_sync_timeout", 30 * second)?,
+            fence_window: self.duration("fence_window", 60 * second)?,
+            unfenced: self.switch("unfenced")?,
+            identity: identity(),
+        })
+    }
+
+    /// Where what was written lies until it is uploaded: as said, or beside where the database would be.
+    fn buffer_path(&self, replica: &ReplicaConfig) -> PathBuf {
+        let mut hasher = std::hash::DefaultHasher::new();
+        replica.url().hash(&mut hasher);
+        let hashed = format!("litestream-{:016x}", hasher.finish());
+        if let Some((_, path)) = self.find("buffer_path") {
+            let path = absolute(Path::new(&path));
+            return if path.is_dir() || path.as_os_str().as_bytes().ends_with(b"/") { path.join(hashed) } else { path };
+        }
+        let database = Path::new(&self.path);
+        match database.file_name().filter(|_| !is_url(&self.path)) {
+            Some(name) => {
+                let folder = format!(".{}-litestream", name.to_string_lossy());
+                absolute(&database.with_file_name(folder)).join("buffer")
+            }
+            None => std::env::temp_dir().join(hashed),
+        }
+    }
+
     fn hydration(&self) -> Result<HydrationPlace> {
         let path = self.find("hydration_path").map(|(_, path)| HydrationPlace::Path(path.into()));
         let Some((name, value)) = self.find("hydration_enabled") else { return Ok(path.unwrap_or_default()) };
@@ -63,6 +108,14 @@ impl<'a> Parameters<'a> {
                 || value.parse::<i64>().is_ok_and(|number| number != 0)
         })
     }
+}
+
+/// This process, as others may know it.
+fn identity() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let host = host.or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_else(|| "localhost".to_owned());
+    let start = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ");
+    format!("{}:{}:{start}", host.trim(), std::process::id())
 }
 
 fn env(name: &str) -> Option<String> {
@@ -86,6 +139,29 @@ pub(crate) struct Settings {
     pub(crate) unlocked: bool,
     /// Whether the database is pulled into a local file, and where that is.
     pub(crate) hydration: HydrationPlace,
+    /// Whether the connection may write. Default: no.
+    pub(crate) write_enabled: bool,
+    /// How it writes then.
+    pub(crate) write: WriteSettings,
+}
+
+/// How a database is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct WriteSettings {
+    /// How often committed transactions go up. Default 1 s.
+    pub(crate) sync_interval: Duration,
+    /// The write buffer's first file.
+    pub(crate) buffer_path: PathBuf,
+    /// After how long without a successful upload commits fail. Default: never.
+    pub(crate) sync_deadline: Option<Duration>,
+    /// How long the last close waits for the last upload. Default 30 s.
+    pub(crate) shutdown_sync_timeout: Duration,
+    /// How long the store's clock may have gone on since the last upload before it is looked for other writers. Default 60 s.
+    pub(crate) fence_window: Duration,
+    /// Whether to write although the store does not keep two writers apart. Default: no.
+    pub(crate) unfenced: bool,
+    /// Who writes, for people: host, process and when it began to.
+    pub(crate) identity: String,
 }
 
 /// Where a database is pulled to.
@@ -111,21 +187,18 @@ impl Settings {
             // Litestream's own is a number of bytes, with or without a unit.
             Some((name, value)) => parse_size(&value).map_err(|why| Error::Setting { name, why })?,
         };
-        for key in ["write_enabled"] {
-            if let Some((name, value)) = parameters.find(key)
-                && !matches!(value.to_ascii_lowercase().as_str(), "0" | "no" | "false" | "off")
-            {
-                let why = format!("`{value}`: this version opens replicas for reading only");
-                return Err(Error::Setting { name, why });
-            }
-        }
+        let replica = replica(parameters)?;
+        let at = parameters.uri("at").map(|(_, value)| value);
+        let unlocked = parameters.flag("immutable") || parameters.flag("nolock");
         Ok(Self {
-            replica: replica(parameters)?,
+            write_enabled: parameters.switch("write_enabled")? && at.is_none() && !unlocked,
+            write: parameters.write(&replica)?,
+            replica,
             poll_interval: parameters.duration("poll_interval", Duration::from_secs(1))?.max(Duration::from_millis(10)),
             open_timeout: parameters.duration("open_timeout", Duration::from_secs(10))?,
             cache_size,
-            at: parameters.uri("at").map(|(_, value)| value),
-            unlocked: parameters.flag("immutable") || parameters.flag("nolock"),
+            at,
+            unlocked,
             hydration: parameters.hydration()?,
         })
     }

@@ -2,13 +2,17 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::config::http::HttpResponse;
-use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextMut;
+use aws_sdk_s3::config::interceptors::{
+    BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextMut,
+};
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_s3::error::BoxError;
 use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
 
 use crate::Error;
 use crate::config::S3Config;
@@ -132,17 +136,23 @@ pub(super) fn content_range(text: &str) -> Option<(Range<u64>, u64)> {
 }
 
 /// What some stores need of every request before it is signed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Adjust {
     /// Ask Tigris for the newest data, wherever it lies.
     pub(super) tigris: bool,
     /// Google Cloud Storage changes this header on the way, which breaks the signature.
     pub(super) drop_accept_encoding: bool,
+    /// The store's own time, in seconds since 1970, as its latest answer tells it.
+    pub(super) clock: Arc<AtomicI64>,
 }
 
 impl Adjust {
     pub(super) fn of(config: &S3Config) -> Self {
-        Self { tigris: config.tigris_consistent(), drop_accept_encoding: !config.sign_accept_encoding() }
+        Self {
+            tigris: config.tigris_consistent(),
+            drop_accept_encoding: !config.sign_accept_encoding(),
+            clock: Arc::default(),
+        }
     }
 }
 
@@ -163,6 +173,19 @@ impl Intercept for Adjust {
         }
         if self.drop_accept_encoding {
             headers.remove("Accept-Encoding");
+        }
+        Ok(())
+    }
+
+    fn read_before_deserialization(
+        &self,
+        context: &BeforeDeserializationInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let date = context.response().headers().get("date");
+        if let Some(date) = date.and_then(|date| DateTime::from_str(date, DateTimeFormat::HttpDate).ok()) {
+            self.clock.fetch_max(date.secs(), Ordering::Relaxed);
         }
         Ok(())
     }

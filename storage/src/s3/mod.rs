@@ -14,6 +14,7 @@ mod put;
 mod upload;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use async_trait::async_trait;
 use aws_sdk_s3::config::{
@@ -54,6 +55,7 @@ pub struct S3Backend {
     /// Takes a new connection for every request: for repeated attempts, whose first connection may be a dead one.
     fresh: Client,
     settings: Arc<Settings>,
+    clock: Arc<AtomicI64>,
 }
 
 /// What a request needs beside the client.
@@ -117,6 +119,7 @@ impl S3Backend {
             region = region.or_else(|| chain.region().cloned());
             credentials = credentials.or_else(|| chain.credentials_provider());
         }
+        let adjust = answer::Adjust::of(config);
         let mut builder = aws_sdk_s3::Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .region(region.unwrap_or_else(|| Region::from_static(crate::config::DEFAULT_REGION)))
@@ -126,7 +129,7 @@ impl S3Backend {
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
-            .interceptor(answer::Adjust::of(config))
+            .interceptor(adjust.clone())
             .http_client(pooled);
         builder.set_credentials_provider(credentials);
         if let Some(endpoint) = &config.endpoint {
@@ -138,6 +141,7 @@ impl S3Backend {
             bucket: config.bucket.clone(),
             base: config.prefix(),
             other_bases: config.upstream_prefixes(),
+            clock: adjust.clock,
             client: Client::from_conf(builder.build()),
             fresh: Client::from_conf(builder_fresh.build()),
             settings: Arc::new(Settings::new(config, url, policy)?),
@@ -215,6 +219,24 @@ impl Backend for S3Backend {
 
     fn key(&self, level: Level, name: FileName) -> String {
         key(&self.base, level, name)
+    }
+
+    fn side_key(&self, name: &str) -> String {
+        format!("{}{name}", self.base)
+    }
+
+    fn clock(&self) -> Option<Timestamp> {
+        let seconds = self.clock.load(Ordering::Relaxed);
+        (seconds > 0).then_some(Timestamp(seconds * 1_000))
+    }
+
+    async fn metadata(&self, key: &str, name: &str, attempt: u32) -> Result<Option<String>> {
+        let head = self.client(attempt).head_object().bucket(&self.bucket).key(key);
+        let answer = with_customer_key!(head, &self.settings)
+            .send()
+            .await
+            .map_err(|error| answer::error(&self.url, "look at", key, error))?;
+        Ok(answer.metadata().and_then(|metadata| metadata.get(name)).cloned())
     }
 
     async fn list(&self, request: &ListRequest<'_>) -> Result<ListPage> {

@@ -95,6 +95,7 @@ pub(crate) mod code {
 
     pub(crate) const OK: c_int = 0;
     pub(crate) const ERROR: c_int = 1;
+    pub(crate) const BUSY: c_int = 5;
     pub(crate) const READONLY: c_int = 8;
     pub(crate) const INTERRUPT: c_int = 9;
     pub(crate) const NOTFOUND: c_int = 12;
@@ -102,18 +103,27 @@ pub(crate) mod code {
     pub(crate) const OK_LOAD_PERMANENTLY: c_int = 256;
     pub(crate) const IOERR_READ: c_int = 10 | (1 << 8);
     pub(crate) const IOERR_SHORT_READ: c_int = 10 | (2 << 8);
+    pub(crate) const BUSY_SNAPSHOT: c_int = BUSY | (2 << 8);
+    pub(crate) const IOERR_WRITE: c_int = 10 | (3 << 8);
+    pub(crate) const IOERR_FSYNC: c_int = 10 | (4 << 8);
+    pub(crate) const IOERR_TRUNCATE: c_int = 10 | (6 << 8);
+    pub(crate) const IOERR_COMMIT: c_int = 10 | (30 << 8);
     pub(crate) const IOERR_FSTAT: c_int = 10 | (7 << 8);
     pub(crate) const IOERR_LOCK: c_int = 10 | (15 << 8);
 
     pub(crate) const OPEN_READONLY: c_int = 0x1;
     pub(crate) const OPEN_READWRITE: c_int = 0x2;
     pub(crate) const OPEN_MAIN_DB: c_int = 0x100;
+    /// Of a main database, or of several that commit together.
+    pub(crate) const OPEN_JOURNAL: c_int = 0x800 | 0x4000;
     pub(crate) const OPEN_TEMPORARY: c_int = 0x200 | 0x400 | 0x1000 | 0x2000;
 
     pub(crate) const LOCK_NONE: c_int = 0;
     pub(crate) const LOCK_SHARED: c_int = 1;
 
     pub(crate) const FCNTL_FILE_POINTER: c_int = 7;
+    pub(crate) const FCNTL_SYNC: c_int = 21;
+    pub(crate) const FCNTL_COMMIT_PHASETWO: c_int = 22;
     pub(crate) const FCNTL_VFSNAME: c_int = 12;
     pub(crate) const FCNTL_PRAGMA: c_int = 14;
     pub(crate) const FCNTL_PDB: c_int = 30;

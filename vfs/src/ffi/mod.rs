@@ -9,6 +9,7 @@
 
 mod api;
 mod functions;
+mod journal;
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::hash::{Hash, Hasher};
@@ -169,7 +170,7 @@ unsafe fn host(table: *const c_void) -> Result<&'static Host, String> {
         return Err("this SQLite has no VFS of its own".to_owned());
     }
     // SAFETY: SQLite's default VFS lives for ever.
-    let os_file = unsafe { (*default).os_file }.max(size_of::<File>() as c_int);
+    let os_file = unsafe { (*default).os_file }.max(size_of::<File>().max(journal::SIZE) as c_int);
     // All that could fail is behind us: once SQLite knows these addresses they must stay.
     let host =
         Box::leak(Box::new(Host { number: hosts.len(), table: table.addr(), api, default, vfs: std::ptr::null_mut() }));
@@ -255,8 +256,12 @@ impl Open {
     }
 
     fn failed(&self, error: &Error, otherwise: c_int) -> c_int {
-        if matches!(error, Error::Interrupted) {
-            return code::INTERRUPT;
+        match error {
+            // No trouble: the host tries again.
+            Error::Interrupted => return code::INTERRUPT,
+            Error::Busy => return code::BUSY,
+            Error::BusySnapshot => return code::BUSY_SNAPSHOT,
+            _ => {}
         }
         process::note_error(&error.to_string());
         self.host.api.log(&error.to_string());
@@ -281,8 +286,10 @@ unsafe extern "C" fn x_open(
         if flags & code::OPEN_TEMPORARY != 0 {
             return ((*host.default).open)(host.default, name, file, flags, out_flags);
         }
+        if flags & code::OPEN_JOURNAL != 0 {
+            return journal::open(file, flags, out_flags);
+        }
         if flags & code::OPEN_MAIN_DB == 0 || name.is_null() {
-            // Journals are never on the host's disk.
             return code::CANTOPEN;
         }
         let path = CStr::from_ptr(name).to_string_lossy();
@@ -362,16 +369,33 @@ unsafe extern "C" fn x_read(file: *mut SqliteFile, into: *mut c_void, len: c_int
     })
 }
 
-unsafe extern "C" fn x_write(_: *mut SqliteFile, _: *const c_void, _: c_int, _: i64) -> c_int {
-    code::READONLY
+unsafe extern "C" fn x_write(file: *mut SqliteFile, from: *const c_void, len: c_int, offset: i64) -> c_int {
+    // SAFETY: SQLite passes an open file of ours and `len` bytes.
+    guarded(code::IOERR_WRITE, || unsafe {
+        let (Ok(len), Ok(offset)) = (usize::try_from(len), u64::try_from(offset)) else { return code::IOERR_WRITE };
+        let bytes = std::slice::from_raw_parts(from.cast::<u8>(), len);
+        let open = opened(file);
+        let written = open.with(|connection, stop| connection.write(bytes, offset, stop));
+        written.map_or_else(|error| open.failed(&error, code::IOERR_WRITE), |()| code::OK)
+    })
 }
 
-unsafe extern "C" fn x_truncate(_: *mut SqliteFile, _: i64) -> c_int {
-    code::READONLY
+unsafe extern "C" fn x_truncate(file: *mut SqliteFile, size: i64) -> c_int {
+    // SAFETY: SQLite passes an open file of ours.
+    guarded(code::IOERR_TRUNCATE, || unsafe {
+        let Ok(size) = u64::try_from(size) else { return code::IOERR_TRUNCATE };
+        let open = opened(file);
+        let cut = open.with(|connection, _| connection.truncate(size));
+        cut.map_or_else(|error| open.failed(&error, code::IOERR_TRUNCATE), |()| code::OK)
+    })
 }
 
-unsafe extern "C" fn x_sync(_: *mut SqliteFile, _: c_int) -> c_int {
-    code::OK
+unsafe extern "C" fn x_sync(file: *mut SqliteFile, _: c_int) -> c_int {
+    // SAFETY: SQLite passes an open file of ours. All is synced at once, when the transaction commits.
+    guarded(code::IOERR_FSYNC, || unsafe {
+        opened(file).with(|connection, _| connection.sync());
+        code::OK
+    })
 }
 
 unsafe extern "C" fn x_file_size(file: *mut SqliteFile, size: *mut i64) -> c_int {
@@ -399,17 +423,20 @@ unsafe extern "C" fn x_lock(file: *mut SqliteFile, level: c_int) -> c_int {
 unsafe extern "C" fn x_unlock(file: *mut SqliteFile, level: c_int) -> c_int {
     // SAFETY: SQLite passes an open file of ours.
     guarded(code::OK, || unsafe {
-        if level == code::LOCK_NONE {
-            opened(file).with(|connection, _| connection.end());
-        }
+        opened(file).with(|connection, _| match level {
+            code::LOCK_NONE => connection.end(),
+            _ => connection.end_write(),
+        });
         code::OK
     })
 }
 
-unsafe extern "C" fn x_check_reserved_lock(_: *mut SqliteFile, held: *mut c_int) -> c_int {
-    // SAFETY: SQLite passes room for a number.
-    unsafe { *held = 0 };
-    code::OK
+unsafe extern "C" fn x_check_reserved_lock(file: *mut SqliteFile, held: *mut c_int) -> c_int {
+    // SAFETY: SQLite passes an open file of ours and room for a number.
+    guarded(code::IOERR_LOCK, || unsafe {
+        *held = c_int::from(opened(file).with(|connection, _| connection.is_being_written()));
+        code::OK
+    })
 }
 
 unsafe extern "C" fn x_file_control(file: *mut SqliteFile, operation: c_int, argument: *mut c_void) -> c_int {
@@ -423,6 +450,16 @@ unsafe extern "C" fn x_file_control(file: *mut SqliteFile, operation: c_int, arg
             code::FCNTL_VFSNAME => {
                 *argument.cast::<*mut c_char>() = opened(file).host.api.text(VFS_NAME);
                 code::OK
+            }
+            code::FCNTL_SYNC => {
+                let open = opened(file);
+                let may = open.with(|connection, _| connection.may_commit());
+                may.map_or_else(|error| open.failed(&error, code::IOERR_FSYNC), |()| code::OK)
+            }
+            code::FCNTL_COMMIT_PHASETWO => {
+                let open = opened(file);
+                let committed = open.with(|connection, _| connection.commit());
+                committed.map_or_else(|error| open.failed(&error, code::IOERR_COMMIT), |()| code::OK)
             }
             code::FCNTL_PRAGMA => pragma(opened(file), argument.cast()),
             _ => code::NOTFOUND,

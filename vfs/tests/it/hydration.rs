@@ -303,7 +303,8 @@ fn resumes(world: &World, path: &Path) -> bool {
     hydrated(world, &connection);
     assert_eq!(content(&connection), content(&world.source));
     assert_eq!(text(&connection, "PRAGMA integrity_check").unwrap(), "ok");
-    let snapshot: usize = world.server.keys(BUCKET).iter().map(|key| world.server.object(BUCKET, key).unwrap().len()).sum();
+    let snapshot: usize =
+        world.server.keys(BUCKET).iter().map(|key| world.server.object(BUCKET, key).unwrap().len()).sum();
     stat(&connection, "hydration_bytes") < snapshot as u64 / 3
 }
 
@@ -558,7 +559,8 @@ fn rule_20_damage_shows_and_reads_go_on() {
     let good = world.server.object(BUCKET, &key).unwrap();
     // A bit of a page's literal bytes: only the checksum of the whole file tells.
     let mut bad = good.to_vec();
-    let body: Vec<u8> = world.source.query_row("SELECT CAST(body AS BLOB) FROM t0 WHERE id = 500", [], |row| row.get(0)).unwrap();
+    let body: Vec<u8> =
+        world.source.query_row("SELECT CAST(body AS BLOB) FROM t0 WHERE id = 500", [], |row| row.get(0)).unwrap();
     let literal = body.windows(16).find_map(|part| good.windows(16).position(|window| window == part)).unwrap();
     bad[literal + 8] ^= 1;
     world.server.put_object(BUCKET, &key, bad, &[]);

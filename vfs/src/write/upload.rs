@@ -1,0 +1,424 @@
+//! From the buffer to the replica: one LTX file at a time, each the next TXID, each under the condition that nobody was faster.
+//!
+//! What is about to be put is noted in the buffer first, so that after a crash "is that one mine?" has an answer. A file counts as ours where its
+//! checksum is the one that was noted. Where the server's clock says that more than `fence_window` has passed since the last proof, the put
+//! proves only that no such file is there *now*: another writer's may have come and been merged away meanwhile. Then level 0 is listed before
+//! anything counts as durable; its newest file is never deleted, so whoever went on shows there.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use litestream_pageindex::{OpenFile, open_file};
+use litestream_storage::{Body, FileInfo, Kind, Level, Precondition, PutOptions, Scope};
+use ltx::{Commit, Encoder, FileName, Header, Pgno, Timestamp, Txid};
+
+use super::buffer::{Buffer, Position, State, Uploaded, random};
+use super::writer::{Sealed, Writer};
+use crate::database::Database;
+use crate::settings::WriteSettings;
+use crate::{Error, Result, process};
+
+/// Longer files are made on disk.
+const IN_MEMORY: usize = 32 << 20;
+/// The longest pause after a failed upload.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// The metadata that says who wrote a file.
+const WRITER: &str = "litestream-writer";
+
+/// Opens the buffer of a database that is to be written, decides what of it is in the replica already, shows the rest, and starts uploading.
+///
+/// # Errors
+/// What is wrong with the buffer, or that the replica cannot be asked. Where another writer has gone on, that is no error here: reading goes
+/// on, and writing is refused.
+pub(crate) fn open(database: &Arc<Database>, settings: WriteSettings) -> Result<Arc<Writer>> {
+    let (buffer, left) = Buffer::open(&settings.buffer_path, database.replica.url(), &database.process.buffers)?;
+    let (state, end) = (buffer.state.clone(), buffer.end);
+    let places: Vec<Position> = left
+        .after(Position::default())
+        .map(|(segment, commit)| Position { segment: segment.number, offset: commit.end })
+        .collect();
+    let (this, path) = (database.clone(), buffer.path().to_owned());
+    let verdict = database.wait_for(&|| false, async move { verdict(&this, &state, &places, end, path).await })?;
+    let Verdict { base, refused } = verdict;
+    let mut buffer = buffer;
+    if refused.is_none() && base != buffer.state.base {
+        let intent = buffer.state.intent.filter(|intent| intent.up_to > base.up_to);
+        buffer.intend(base, intent)?;
+        buffer.forget(base.up_to, false);
+    }
+    if let Some(error) = &refused {
+        process::note_error(&format!("{}: opened, but not for writing: {error}", database.replica.url()));
+    }
+    let adopts = refused.is_none();
+    let writer = Arc::new(Writer::new(settings, buffer, base, refused));
+    if adopts {
+        writer.adopt(database, &left)?;
+    }
+    let (task, watched) = (writer.clone(), Arc::downgrade(database));
+    database.process.spawn(async move { run(task, watched).await });
+    Ok(writer)
+}
+
+#[derive(Clone)]
+struct Verdict {
+    base: Uploaded,
+    refused: Option<Error>,
+}
+
+/// What of a buffer is in the replica. `places` are the ends of its transactions.
+async fn verdict(
+    database: &Database,
+    state: &State,
+    places: &[Position],
+    end: Position,
+    path: PathBuf,
+) -> Result<Verdict> {
+    let shown = database.latest()?;
+    let reached = shown.view.txid();
+    let last = shown.view.files().last();
+    let checksum = last.filter(|file| file.info.level == Level::ZERO).map_or(0, |file| file.trailer.file_checksum.0);
+    let pending = |after: Position| places.iter().any(|place| *place > after);
+    let here = Uploaded { txid: reached, checksum, up_to: end, time: shown.view.time() };
+    if !pending(state.base.up_to) {
+        return Ok(Verdict { base: here, refused: None });
+    }
+    let refused = |base, error| Ok(Verdict { base, refused: Some(error) });
+    let base = state.base;
+    if reached < base.txid {
+        let (url, have, found) = (database.replica.url().clone(), base.txid, reached);
+        return refused(base, Error::Rewound { url, have, found });
+    }
+    if reached == base.txid {
+        if base.checksum != 0 && checksum != 0 && base.checksum != checksum {
+            let by = last.map_or_else(String::new, |file| node(file.header.node_id));
+            return refused(base, Error::Fenced { txid: reached, by, buffer: path });
+        }
+        return Ok(Verdict { base, refused: None });
+    }
+    let next = base.txid.next();
+    let file = level_0(database, next).await?.into_iter().find(|file| file.name == single(next));
+    let Some(file) = file else {
+        let by = "somebody whose file has been merged into others since, so that it can no longer be told".to_owned();
+        return refused(base, Error::Fenced { txid: next, by, buffer: path });
+    };
+    let file = open_file(&database.replica, &file).await?;
+    match state.intent.filter(|intent| intent.txid == next && intent.checksum == file.trailer.file_checksum.0) {
+        Some(intent) if reached == next || !pending(intent.up_to) => {
+            let base = if pending(intent.up_to) { intent } else { here };
+            Ok(Verdict { base, refused: None })
+        }
+        Some(intent) => {
+            let txid = intent.txid.next();
+            refused(intent, Error::Fenced { txid, by: who_wrote(database, txid).await, buffer: path })
+        }
+        None => refused(base, Error::Fenced { txid: next, by: who(database, &file).await, buffer: path }),
+    }
+}
+
+const fn single(txid: Txid) -> FileName {
+    FileName { min: txid, max: txid }
+}
+
+fn node(node_id: u64) -> String {
+    if node_id == 0 { "another program".to_owned() } else { format!("writer {node_id:016x}") }
+}
+
+/// Who wrote a file, as far as that is known.
+async fn who(database: &Database, file: &OpenFile) -> String {
+    let named = database.replica.metadata(file.key(), WRITER).await.ok().flatten();
+    let node = node(file.header.node_id);
+    named.map_or(node.clone(), |named| format!("{node} ({named})"))
+}
+
+async fn who_wrote(database: &Database, txid: Txid) -> String {
+    let found = level_0(database, txid).await.ok().and_then(|files| files.into_iter().next());
+    match found {
+        Some(file) => match open_file(&database.replica, &file).await {
+            Ok(file) => who(database, &file).await,
+            Err(_) => "another writer".to_owned(),
+        },
+        None => "another writer".to_owned(),
+    }
+}
+
+async fn level_0(database: &Database, from: Txid) -> Result<Vec<FileInfo>> {
+    Ok(database.replica.list_page(Scope::Level(Level::ZERO), from, None).await?.files)
+}
+
+/// Uploads until the database is closed.
+async fn run(writer: Arc<Writer>, database: Weak<Database>) {
+    let Some(mut checked) = database.upgrade().map(|database| database.replica.honours_conditions()) else { return };
+    checked |= writer.settings.unfenced;
+    let (mut started, mut failures) = (Some(Instant::now()), 0_u32);
+    let mut proof: Option<Timestamp> = None;
+    loop {
+        let (pending, urgent) = {
+            let inner = writer.inner();
+            if inner.closed || inner.ending && inner.refused.is_some() {
+                return;
+            }
+            (inner.uploaded < inner.commits && inner.refused.is_none(), inner.urgent || inner.ending)
+        };
+        if checked && !pending {
+            writer.wake.notified().await;
+            continue;
+        }
+        let pause = match failures {
+            0 if urgent => Duration::ZERO,
+            0 => writer.settings.sync_interval,
+            // Somewhat apart from others who fail with the same store.
+            _ => (Duration::from_secs(1) * 2_u32.pow(failures.min(6) - 1))
+                .min(LONGEST_PAUSE)
+                .mul_f64(0.75 + (random() % 512) as f64 / 1024.0),
+        };
+        let due = started.map(|started| started + pause).filter(|due| *due > Instant::now());
+        if let Some(due) = due {
+            // Somebody who begins to wait is not kept waiting, but a store that is in trouble is not pressed either.
+            tokio::select! {
+                () = tokio::time::sleep_until(due.into()) => {}
+                () = writer.wake.notified(), if failures == 0 => continue,
+            }
+        }
+        started = Some(Instant::now());
+        let Some(database) = database.upgrade() else { return };
+        let outcome = async {
+            if !checked {
+                probe(&database).await?;
+                checked = true;
+            }
+            upload(&writer, &database, &mut proof).await
+        };
+        match Box::pin(outcome).await {
+            Ok(()) => {
+                if failures > 0 {
+                    tracing::warn!(url = %database.replica.url(), "uploading again");
+                }
+                failures = 0;
+            }
+            Err(Trouble { error, for_good }) => {
+                if failures == 0 || for_good {
+                    process::note_error(&format!("{}: cannot upload: {error}", database.replica.url()));
+                    if !for_good {
+                        tracing::warn!("committed transactions are kept in the write buffer; trying again");
+                    }
+                }
+                failures += 1;
+                writer.failed(&error, for_good);
+            }
+        }
+    }
+}
+
+/// Why an upload failed, and whether it makes sense to try again.
+struct Trouble {
+    error: Error,
+    for_good: bool,
+}
+
+impl<E: Into<Error>> From<E> for Trouble {
+    fn from(error: E) -> Self {
+        Self { error: error.into(), for_good: false }
+    }
+}
+
+fn for_good(error: Error) -> Trouble {
+    Trouble { error, for_good: true }
+}
+
+/// Finds out whether the store honours `If-None-Match`: without it nothing keeps two writers apart.
+async fn probe(database: &Database) -> Result<(), Trouble> {
+    let key = database.replica.side_key(&format!("litestream-probe-{:016x}", random()));
+    let options = PutOptions { precondition: Precondition::NotExists, ..PutOptions::default() };
+    database.replica.put(&key, Body::Bytes("first".into()), &options).await?;
+    let second = database.replica.put(&key, Body::Bytes("second".into()), &options).await;
+    if let Err(error) = database.replica.delete_keys(&[&key]).await {
+        tracing::warn!(%key, %error, "cannot delete what was put to try the store");
+    }
+    match second {
+        Err(error) if error.kind() == Kind::Conflict => Ok(()),
+        Ok(_) => Err(for_good(Error::Setting {
+            name: "replica_url".to_owned(),
+            why: format!(
+                "{}: the store ignores If-None-Match, so nothing keeps two writers from overwriting one another: use a store that honours it, or set unfenced=true where there is certainly only one",
+                database.replica.url()
+            ),
+        })),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Uploads what was committed so far.
+async fn upload(writer: &Arc<Writer>, database: &Arc<Database>, proof: &mut Option<Timestamp>) -> Result<(), Trouble> {
+    let Some(sealed) = writer.seal(database)? else { return Ok(()) };
+    let sealed = Arc::new(sealed);
+    let txid = sealed.base.view.txid().next();
+    let path = writer.settings.buffer_path.clone();
+    let (encoder, this) = (sealed.clone(), writer.clone());
+    let Encoded { body, intent, _file } = blocking(move || {
+        let encoded = encode(&encoder, txid, &path)?;
+        if encoder.again != Some(encoded.intent) {
+            if encoder.again.is_some() {
+                tracing::warn!(%txid, "what was tried before comes out different now");
+            }
+            this.intend(&encoder, encoded.intent)?;
+        }
+        Ok(encoded)
+    })
+    .await?;
+    let bytes = match &body {
+        Body::Bytes(bytes) => Some(bytes.clone()),
+        Body::File { .. } => None,
+    };
+    let me = format!("{:016x} {}", sealed.writer, writer.settings.identity);
+    let put = database.replica.put_file_with(Level::ZERO, single(txid), body, intent.time, &[(WRITER, &me)]).await;
+    let info = match put {
+        Ok(info) => info,
+        Err(error) if error.kind() == Kind::Conflict => taken(writer, database, txid, intent.checksum).await?,
+        Err(error) => return Err(error.into()),
+    };
+    let now = database.replica.clock();
+    let asleep = match (*proof, now) {
+        (Some(before), Some(now)) => now.0 - before.0 > writer.settings.fence_window.as_millis() as i64,
+        _ => true,
+    };
+    if asleep {
+        alone(writer, database, &info).await?;
+    }
+    *proof = now;
+    let file = match bytes {
+        Some(bytes) => OpenFile::parse(info, bytes.clone(), &bytes)?,
+        None => open_file(&database.replica, &info).await?,
+    };
+    Ok(writer.proven(database, &sealed, Arc::new(file), intent)?)
+}
+
+/// The key that we wanted is taken: by ourselves, perhaps, before an answer was lost.
+async fn taken(writer: &Writer, database: &Database, txid: Txid, checksum: u64) -> Result<FileInfo, Trouble> {
+    let files = level_0(database, txid).await?;
+    let file = files.into_iter().find(|file| file.name == single(txid));
+    let buffer = writer.settings.buffer_path.clone();
+    let Some(file) = file else {
+        let by = "another writer, whose file has gone again".to_owned();
+        return Err(for_good(Error::Fenced { txid, by, buffer }));
+    };
+    let opened = open_file(&database.replica, &file).await?;
+    if opened.trailer.file_checksum.0 == checksum {
+        return Ok(file);
+    }
+    Err(for_good(Error::Fenced { txid, by: who(database, &opened).await, buffer }))
+}
+
+/// Makes sure that nobody went on while this writer slept. Our own file, which nobody needs then, is deleted.
+async fn alone(writer: &Writer, database: &Database, ours: &FileInfo) -> Result<(), Trouble> {
+    let txid = ours.name.max;
+    let Some(theirs) = level_0(database, txid).await?.into_iter().find(|file| file.name.max > txid) else {
+        return Ok(());
+    };
+    let by = match open_file(&database.replica, &theirs).await {
+        Ok(file) => who(database, &file).await,
+        Err(_) => "another writer".to_owned(),
+    };
+    if let Err(error) = database.replica.delete_keys(&[ours.key()]).await {
+        tracing::error!(key = ours.key(), %error, "a file that was written too late cannot be deleted: delete it by hand");
+    }
+    Err(for_good(Error::Fenced { txid: theirs.name.max, by, buffer: writer.settings.buffer_path.clone() }))
+}
+
+/// An LTX file that is to be put.
+struct Encoded {
+    body: Body,
+    intent: Uploaded,
+    /// Goes with this.
+    _file: Option<Scratch>,
+}
+
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.0) {
+            tracing::warn!(path = %self.0.display(), %error, "cannot delete a file that was uploaded");
+        }
+    }
+}
+
+fn encode(sealed: &Sealed, txid: Txid, buffer: &std::path::Path) -> Result<Encoded> {
+    let last = sealed.last().ok_or_else(|| Error::Worker("nothing to upload".to_owned()))?;
+    let view = &sealed.base.view;
+    let time = sealed
+        .again
+        .map_or_else(|| Timestamp(jiff::Timestamp::now().as_millisecond().max(view.time().0 + 1)), |again| again.time);
+    let header =
+        Header { node_id: sealed.writer, ..Header::new(sealed.page_size, Commit(last.size), txid, txid, time) };
+    let pages = sealed.pages();
+    let wrong = |error: ltx::Error| Error::Worker(format!("cannot encode transaction {txid}: {error}"));
+    let intent = |checksum: ltx::Checksum| Uploaded { txid, checksum: checksum.0, up_to: last.end, time };
+    if pages.len() * sealed.page_size.bytes() <= IN_MEMORY {
+        let (bytes, trailer) = write_pages(Encoder::new(Vec::new(), header).map_err(wrong)?, &pages, sealed, wrong)?;
+        let body = Body::Bytes(Bytes::from(bytes));
+        return Ok(Encoded { body, intent: intent(trailer.file_checksum), _file: None });
+    }
+    let mut path = buffer.as_os_str().to_owned();
+    path.push("-upload");
+    let path = PathBuf::from(path);
+    let io = |error| Error::buffer("write", &path, error);
+    let file = File::create(&path).map_err(io)?;
+    let scratch = Scratch(path.clone());
+    let encoder = Encoder::new(BufWriter::with_capacity(1 << 20, file), header).map_err(wrong)?;
+    let (mut writer, trailer) = write_pages(encoder, &pages, sealed, wrong)?;
+    writer.flush().map_err(io)?;
+    let len = writer.get_ref().metadata().map_err(io)?.len();
+    Ok(Encoded { body: Body::File { path, len }, intent: intent(trailer.file_checksum), _file: Some(scratch) })
+}
+
+fn write_pages<W: Write>(
+    mut encoder: Encoder<W>,
+    pages: &[(Pgno, Option<(usize, u64)>)],
+    sealed: &Sealed,
+    wrong: impl Fn(ltx::Error) -> Error,
+) -> Result<(W, ltx::Trailer)> {
+    let mut page = vec![0; sealed.page_size.bytes()];
+    for (pgno, place) in pages {
+        match place {
+            Some((layer, offset)) => sealed.layers[*layer].segment.read(*offset, &mut page)?,
+            None => page.fill(0),
+        }
+        encoder.page(*pgno, &page).map_err(&wrong)?;
+    }
+    encoder.finish().map_err(wrong)
+}
+
+impl Sealed {
+    /// All pages of the file, ascending, and where their images lie: in which layer, at what offset. Those without one are zero.
+    fn pages(&self) -> Vec<(Pgno, Option<(usize, u64)>)> {
+        let mut found = std::collections::BTreeMap::new();
+        let mut low = self.base.view.commit().0;
+        for (number, layer) in self.layers.iter().enumerate() {
+            found.split_off(&layer.low.saturating_add(1));
+            layer.pages.each(&mut |page, offset| {
+                found.insert(page, Some((number, offset)));
+            });
+            low = low.min(layer.low);
+        }
+        let size = self.last().map_or(0, |last| last.size);
+        // What growth added must be there, written or not.
+        for page in low.saturating_add(1)..=size {
+            found.entry(page).or_insert(None);
+        }
+        let lock_page = self.page_size.lock_page();
+        let pages = found.into_iter().filter(|(page, _)| *page <= size);
+        pages
+            .filter_map(|(page, place)| Some((Pgno::new(page)?, place)))
+            .filter(|(pgno, _)| *pgno != lock_page)
+            .collect()
+    }
+}
+
+/// Runs what blocks on a thread where it may.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(Error::Worker(error.to_string())))
+}
