@@ -72,7 +72,9 @@ impl Buffer {
             sync_folder(path)?;
         }
         let last = segments.last();
-        let next = last.map_or(1, |(segment, _)| segment.number + 1);
+        // Never a number that a place which was noted may name.
+        let noted = state.intent.map_or(0, |intent| intent.up_to.segment).max(state.base.up_to.segment);
+        let next = last.map_or(0, |(segment, _)| segment.number).max(noted) + 1;
         let (end, checksum) = last.map_or((HEADER, 0), |(segment, commits)| {
             commits.last().map_or((HEADER, segment.start), |last| (last.end, last.checksum))
         });

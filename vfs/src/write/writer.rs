@@ -494,6 +494,10 @@ impl Writer {
         proof: Uploaded,
     ) -> Result<()> {
         let mut inner = self.inner();
+        if inner.closed {
+            // Others may be followed again by now; this file is found like theirs.
+            return Ok(());
+        }
         let latest = database.latest()?;
         let view = Arc::new(latest.view.derive(&[file])?);
         let local = latest.local.as_ref().and_then(|local| {
@@ -507,9 +511,7 @@ impl Writer {
         inner.uploaded = sealed.last().map_or(inner.uploaded, |last| last.commits);
         inner.oldest = if inner.uploaded == inner.commits { None } else { inner.sealed_at };
         inner.trouble = None;
-        if !inner.closed {
-            inner.buffer.forget(proof.up_to, false);
-        }
+        inner.buffer.forget(proof.up_to, false);
         let uploaded = inner.uploaded;
         let (done, waiting) =
             std::mem::take(&mut inner.waiting).into_iter().partition(|(commits, _)| *commits <= uploaded);
