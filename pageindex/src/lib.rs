@@ -15,6 +15,7 @@ mod packed;
 mod plan;
 pub mod retention;
 mod time;
+pub mod upkeep;
 mod view;
 
 pub use error::{Error, Result};

@@ -523,7 +523,21 @@ impl Database {
 
     /// Another view of the newest state, after a file of the one that is shown vanished.
     pub(crate) async fn renew(&self) -> Result<()> {
-        let known = self.latest()?.view.files().to_vec();
+        let shown = self.latest()?;
+        let known = shown.view.files().to_vec();
+        if self.is_written.load(Ordering::SeqCst) {
+            // What others might have put is not followed: the same transaction, from the files that hold it now.
+            let txid = shown.view.txid();
+            let (plan, listing) = find(&self.replica, Target::Txid(txid)).await?;
+            let view = Arc::new(self.view_of(plan, listing, &known).await?);
+            let mut latest = lock(&self.latest);
+            if let Some(current) = latest.as_ref().filter(|current| current.view.txid() == txid) {
+                self.hydration.tell(&view);
+                let (local, counter) = (current.local.clone(), current.counter);
+                *latest = Some(Arc::new(Shown { view, local, counter }));
+            }
+            return Ok(());
+        }
         let (plan, listing) = find(&self.replica, Target::Latest).await?;
         self.publish(self.view_of(plan, listing, &known).await?)
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use litestream_pageindex::OpenFile;
 use ltx::{PageSize, Pgno, Timestamp, Txid};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::buffer::{Buffer, Found as Left, Position, Uploaded};
 use super::layer::{Layer, Local};
@@ -37,6 +37,8 @@ pub(crate) struct Writer {
     inner: Mutex<Inner>,
     /// Tells the uploader that there is something to do.
     pub(super) wake: Notify,
+    /// Says that it has ended.
+    pub(super) ended: watch::Sender<bool>,
     pub(super) counters: Counters,
 }
 
@@ -202,6 +204,7 @@ impl Writer {
                 closed: false,
             }),
             wake: Notify::new(),
+            ended: watch::Sender::new(false),
             counters: Counters::default(),
         }
     }
@@ -598,6 +601,7 @@ impl Writer {
         }
         inner.buffer.release();
         drop(inner);
+        self.ended.send_replace(true);
         self.wake.notify_one();
     }
 
