@@ -255,7 +255,9 @@ impl Fetcher {
                 let at = (entry.offset - span.start) as usize;
                 decode(file, entry, bytes.get(at..).unwrap_or_default())
             });
-            if keep.is_some() && let Ok(page) = &landed {
+            if keep.is_some()
+                && let Ok(page) = &landed
+            {
                 pages.push((entry.pgno, page.clone()));
             }
             batch.land(entry, flight, landed);

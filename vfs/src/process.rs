@@ -22,6 +22,7 @@ const BLOCKING: usize = 32;
 /// See the module.
 pub(crate) struct Process {
     id: u32,
+    forks: Option<u32>,
     runtime: tokio::runtime::Runtime,
     pub(crate) fetcher: Arc<Fetcher>,
     databases: Mutex<HashMap<String, Weak<Database>>>,
@@ -67,12 +68,22 @@ impl Process {
             .enable_all()
             .build()
             .map_err(|error| Error::Worker(format!("cannot start threads: {error}")))?;
-        Ok(Self { id, runtime, fetcher: Arc::default(), databases: Mutex::default(), places: Places::default() })
+        Ok(Self {
+            id,
+            forks: ffi::forks(),
+            runtime,
+            fetcher: Arc::default(),
+            databases: Mutex::default(),
+            places: Places::default(),
+        })
     }
 
     /// Whether this is still the process that it was made in.
     pub(crate) fn is_this(&self) -> bool {
-        self.id == std::process::id()
+        match self.forks {
+            Some(forks) => ffi::forks() == Some(forks),
+            None => self.id == std::process::id(),
+        }
     }
 
     /// Starts a task.

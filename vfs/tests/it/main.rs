@@ -5,6 +5,7 @@ mod common;
 mod hydration;
 mod round_trips;
 mod rules;
+mod speed;
 
 /// Faults of every kind in such a share of requests.
 fn faults(share: f64, seed: u64) -> litestream_fixtures::s3::Faults {
