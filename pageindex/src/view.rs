@@ -164,6 +164,11 @@ impl View {
         self.files[file].index.position(pgno).map(|at| (file, at))
     }
 
+    /// The pages that the oldest file does not hold in their newest version, ascending.
+    pub fn overlaid(&self) -> impl Iterator<Item = Pgno> + '_ {
+        self.overlay.iter().filter_map(|(pgno, _)| Pgno::new(*pgno))
+    }
+
     /// The TXID.
     #[must_use]
     pub const fn txid(&self) -> Txid {

@@ -23,6 +23,7 @@ const BLOCKING: usize = 32;
 /// See the module.
 pub(crate) struct Process {
     id: u32,
+    forks: Option<u32>,
     runtime: tokio::runtime::Runtime,
     pub(crate) fetcher: Arc<Fetcher>,
     databases: Mutex<HashMap<String, Weak<Database>>>,
@@ -72,6 +73,7 @@ impl Process {
             .map_err(|error| Error::Worker(format!("cannot start threads: {error}")))?;
         Ok(Self {
             id,
+            forks: ffi::forks(),
             runtime,
             fetcher: Arc::default(),
             databases: Mutex::default(),
@@ -82,7 +84,10 @@ impl Process {
 
     /// Whether this is still the process that it was made in.
     pub(crate) fn is_this(&self) -> bool {
-        self.id == std::process::id()
+        match self.forks {
+            Some(forks) => ffi::forks() == Some(forks),
+            None => self.id == std::process::id(),
+        }
     }
 
     /// Starts a task.
