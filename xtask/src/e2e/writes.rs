@@ -172,6 +172,7 @@ pub(super) fn vfs_story(world: &mut World) -> Checked {
          .shell kill -9 $PPID",
     )?;
     ensure!(first.stdout.contains("first row|1"), "no first row: {}\n{}", first.stdout, first.stderr);
+    ensure!(!first.status.success(), "the machine did not die");
     ensure!(first.stdout.contains("committed|2"), "no commit: {}\n{}", first.stdout, first.stderr);
     let read: u64 = after(&first.stdout, "bytes_read ")?.parse()?;
     ensure!(read < size / 4, "{read} bytes of {size} were read before the first commit");
@@ -235,7 +236,9 @@ impl Story<'_> {
             command.env("LITESTREAM_WRITE_ENABLED", "true").env("LITESTREAM_SYNC_INTERVAL", "1h");
         }
         let extension = hosts::extension()?;
-        let input = format!(".load {}\n.open 'file:my.db?vfs=litestream'\n{sql}\n", extension.display());
+        // Dot commands begin their line.
+        let sql: Vec<&str> = sql.lines().map(str::trim).collect();
+        let input = format!(".load {}\n.open 'file:my.db?vfs=litestream'\n{}\n", extension.display(), sql.join("\n"));
         converse("sqlite3", &mut command, &input, DEADLINE)
     }
 }
