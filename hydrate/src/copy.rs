@@ -88,7 +88,8 @@ pub(crate) fn make_ready(fetched: &Fetched) -> Result<State> {
     output.read_at(&mut page1, 0)?;
     leave_wal_mode(&mut page1);
     output.write_at(&page1, 0)?;
-    let stamp = Stamp { page_size: restored.page_size, pages: restored.commit, page1: page_checksum(Pgno::ONE, &page1) };
+    let stamp =
+        Stamp { page_size: restored.page_size, pages: restored.commit, page1: page_checksum(Pgno::ONE, &page1) };
     Ok(State { txid: restored.txid, time: restored.time, stamp, last: LastFile::new(last) })
 }
 
@@ -397,4 +398,229 @@ fn count_on(page1: &mut [u8], old: u32, source: Option<u32>) {
         next = next.wrapping_add(1);
     }
     set_counter(page1, next);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use litestream_storage::Level;
+    use ltx::{Checksum, FileName, Txid};
+    use rusqlite::Connection;
+
+    use super::*;
+    use crate::Overwrite;
+
+    const PATIENCE: Duration = Duration::from_secs(5);
+
+    /// A change to `commit` pages, some of which are given.
+    fn change(path: &Path, page_size: PageSize, commit: u32, pages: &[(u32, Vec<u8>)]) -> Arc<Change> {
+        let output = Output::create(path, Overwrite::Replace).unwrap();
+        output.set_len(Commit(commit).bytes(page_size)).unwrap();
+        let mut bits = Bits::new(commit as usize);
+        for (number, page) in pages {
+            let pgno = Pgno::new(*number).unwrap();
+            bits.insert(pgno.slot());
+            output.write_at(page, pgno.offset(page_size)).unwrap();
+        }
+        let (level, name) = (Level::ZERO, FileName::new(Txid(2), Txid(2)));
+        let last = LastFile { level, name, size: 0, checksum: Checksum(0), etag: None };
+        let (commit, time, txid) = (Commit(commit), Timestamp(0), Txid(2));
+        Arc::new(Change { output, pages: bits, is_whole: false, page_size, commit, time, txid, last })
+    }
+
+    fn all_pages(path: &Path, page_size: PageSize) -> Vec<(u32, Vec<u8>)> {
+        let bytes = fs::read(path).unwrap();
+        (1..).zip(bytes.chunks(page_size.bytes()).map(<[u8]>::to_vec)).collect()
+    }
+
+    fn patience() -> Patience {
+        Patience::new(PATIENCE)
+    }
+
+    async fn prepare(copy: &LocalCopy, change: &Arc<Change>) -> Prepared {
+        let stamp = copy.look(change.page_size).unwrap().0;
+        match copy.prepare(change, &stamp, patience()).await.unwrap() {
+            Attempt::Prepared(prepared) => *prepared,
+            Attempt::Same(_) => panic!("nothing differs"),
+        }
+    }
+
+    fn rows(path: &Path) -> (i64, String) {
+        let sqlite = Connection::open(path).unwrap();
+        let rows = sqlite.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
+        (rows, sqlite.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap())
+    }
+
+    /// Whatever had reached the disk when the machine stopped, SQLite finds the state before, and after the commit the one after.
+    #[tokio::test]
+    async fn a_crash_at_any_point_is_rolled_back_by_sqlite_and_by_us() {
+        let page_size = PageSize::new(1024).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let [small, large] = ["small", "large"].map(|name| folder.path().join(name));
+        for (path, count) in [(&small, 40), (&large, 90)] {
+            let sqlite = Connection::open(path).unwrap();
+            sqlite.execute_batch("PRAGMA page_size = 1024; CREATE TABLE t(a); BEGIN").unwrap();
+            for _ in 0..count {
+                sqlite.execute("INSERT INTO t VALUES (randomblob(700))", []).unwrap();
+            }
+            sqlite.execute_batch("COMMIT").unwrap();
+        }
+        for (from, to, had, gets) in [(&small, &large, 40, 90), (&large, &small, 90, 40)] {
+            let place = folder.path().join("copy");
+            fs::copy(from, &place).unwrap();
+            let original = fs::read(from).unwrap();
+            let pages = all_pages(to, page_size);
+            let change = change(&place, page_size, pages.len() as u32, &pages);
+            let copy = LocalCopy::open(&place).unwrap();
+            let images = folder.path().join("images");
+            fs::create_dir(&images).unwrap();
+            let mut count = 0;
+            // The two files as they are now, or the journal cut short; found by SQLite, or by a follower.
+            let mut crash = async |keep: Option<u64>| {
+                for by_us in [false, true] {
+                    count += 1;
+                    let image = images.join(count.to_string());
+                    fs::copy(&place, &image).unwrap();
+                    if let Ok(bytes) = fs::read(copy.journal()) {
+                        let keep = keep.map_or(bytes.len(), |keep| keep as usize);
+                        fs::write(journal::path(&image), &bytes[..keep]).unwrap();
+                    }
+                    if by_us {
+                        let copy = LocalCopy::open(&image).unwrap();
+                        copy.recover(patience()).await.unwrap();
+                        assert_eq!(fs::read(&image).unwrap(), original);
+                        // An empty one says nothing to anybody.
+                        assert!(keep == Some(0) || !journal::path(&image).exists());
+                    }
+                    assert_eq!(rows(&image), (had, "ok".into()), "image {count}");
+                }
+            };
+            let mut prepared = prepare(&copy, &change).await;
+            crash(None).await;
+            let len = copy.journal().metadata().unwrap().len();
+            for keep in [0, 1, 100, len] {
+                // While the number of records is not on the disk, the rest may be whatever it likes.
+                let journal = File::options().write(true).open(copy.journal()).unwrap();
+                let mut records = [0; 4];
+                File::open(copy.journal()).unwrap().read_exact_at(&mut records, 8).unwrap();
+                journal.write_all_at(&[0; 4], 8).unwrap();
+                crash(Some(keep)).await;
+                journal.write_all_at(&records, 8).unwrap();
+            }
+            for (number, pgno) in prepared.differences.pages.clone().into_iter().enumerate() {
+                let mut page = vec![0; page_size.bytes()];
+                change.read(pgno, &mut page).unwrap();
+                copy.file.write_all_at(&page, pgno.offset(page_size)).unwrap();
+                if number % 9 == 0 {
+                    crash(None).await;
+                }
+            }
+            prepared.write().unwrap();
+            crash(None).await;
+            // What fails half way is undone at once, by the journal.
+            prepared.unused.0 = None;
+            journal::roll_back(&copy.journal(), &copy.file).unwrap();
+            assert_eq!(fs::read(&place).unwrap(), original);
+            drop(prepared);
+            prepare(&copy, &change).await.commit().await.unwrap();
+            assert!(!copy.journal().exists());
+            assert_eq!(rows(&place), (gets, "ok".into()));
+            assert!(count > 20);
+            drop((copy, change));
+            fs::remove_dir_all(images).unwrap();
+            fs::remove_file(place).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_change_that_is_given_up_leaves_no_trace() {
+        let page_size = PageSize::new(4096).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("copy");
+        Connection::open(&place).unwrap().execute_batch("CREATE TABLE t(a)").unwrap();
+        let original = fs::read(&place).unwrap();
+        let copy = LocalCopy::open(&place).unwrap();
+        let change = change(&place, page_size, 3, &[(3, vec![1; 4096])]);
+        let prepared = prepare(&copy, &change).await;
+        assert!(copy.journal().exists());
+        drop(prepared);
+        assert!(!copy.journal().exists());
+        assert_eq!(fs::read(&place).unwrap(), original);
+        // Nothing is locked.
+        Connection::open(&place).unwrap().execute_batch("BEGIN EXCLUSIVE; INSERT INTO t VALUES (1); COMMIT").unwrap();
+    }
+
+    /// Beyond 1 GiB: the page with the lock bytes is nobody's, in no direction, and it would end SQLite's rollback.
+    #[tokio::test]
+    async fn the_lock_page_is_left_out() {
+        let page_size = PageSize::new(65536).unwrap();
+        let lock_page = page_size.lock_page().get();
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("copy");
+        let sqlite = Connection::open(&place).unwrap();
+        sqlite.execute_batch("PRAGMA page_size = 65536; CREATE TABLE t(a); INSERT INTO t VALUES (7)").unwrap();
+        drop(sqlite);
+        let (small, large) = (lock_page - 3, lock_page + 4);
+        // Sparse, and SQLite is told so.
+        let mut page1 = vec![0; 65536];
+        let copy = LocalCopy::open(&place).unwrap();
+        copy.file.read_exact_at(&mut page1, 0).unwrap();
+        let sized = |pages: u32| {
+            let mut page1 = page1.clone();
+            page1[28..32].copy_from_slice(&pages.to_be_bytes());
+            (1, page1)
+        };
+        copy.file.write_all_at(&sized(small).1, 0).unwrap();
+        copy.file.set_len(Commit(small).bytes(page_size)).unwrap();
+        let pages = (small + 1..=large).filter(|number| *number != lock_page).map(|number| (number, vec![5; 65536]));
+        let grow = change(&place, page_size, large, &std::iter::once(sized(large)).chain(pages).collect::<Vec<_>>());
+        prepare(&copy, &grow).await.commit().await.unwrap();
+        let read = |number: u32| {
+            let mut page = vec![1; 65536];
+            copy.read(Pgno::new(number).unwrap(), &mut page).unwrap();
+            page
+        };
+        assert_eq!(
+            (read(lock_page), read(lock_page - 1), read(large)),
+            (vec![0; 65536], vec![5; 65536], vec![5; 65536])
+        );
+        let shrink = change(&place, page_size, small, &[sized(small)]);
+        let mut prepared = prepare(&copy, &shrink).await;
+        prepared.write().unwrap();
+        assert_eq!(copy.look(page_size).unwrap().0.pages, Commit(small));
+        // Killed here.
+        prepared.unused.0 = None;
+        drop(prepared);
+        let sqlite = Connection::open(&place).unwrap();
+        let pages: u32 = sqlite.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
+        let seven: i64 = sqlite.query_row("SELECT a FROM t", [], |row| row.get(0)).unwrap();
+        assert_eq!((pages, seven, copy.journal().exists()), (large, 7, false));
+        for number in (small + 1..=large).filter(|number| *number != lock_page) {
+            assert!(read(number) == vec![5; 65536], "page {number} was not rolled back");
+        }
+    }
+
+    #[test]
+    fn the_counter_goes_on_and_says_of_the_size_what_it_said() {
+        let page1 = |counter: u32, valid_for: u32| {
+            let mut page1 = vec![0; 512];
+            page1[COUNTER].copy_from_slice(&counter.to_be_bytes());
+            page1[VALID_FOR].copy_from_slice(&valid_for.to_be_bytes());
+            page1
+        };
+        // Theirs, valid for, ours before: ours, valid for.
+        for (theirs, valid, old, expected) in [
+            (9, 9, 5, (9, 9)),
+            (5, 5, 5, (6, 6)),
+            (3, 3, 5, (6, 6)),
+            (3, 2, 5, (6, 2)),
+            (3, 6, 5, (7, 6)),
+            (0, 0, u32::MAX, (0, 0)),
+        ] {
+            let mut page = page1(theirs, valid);
+            count_on(&mut page, old, Some(theirs));
+            assert_eq!((counter(&page), number(&page[VALID_FOR])), expected, "{theirs} {valid} {old}");
+        }
+    }
 }

@@ -155,7 +155,9 @@ impl Error {
         use litestream_pageindex::Error as Plan;
         match self {
             Self::Busy { .. } | Self::Storage(_) => true,
-            Self::Plan(error) => !matches!(error, Plan::PageSizeChanged { .. } | Plan::Deleted { .. } | Plan::Io { .. }),
+            Self::Plan(error) => {
+                !matches!(error, Plan::PageSizeChanged { .. } | Plan::Deleted { .. } | Plan::Io { .. })
+            }
             _ => false,
         }
     }

@@ -133,7 +133,8 @@ pub(crate) fn find(path: &Path) -> Result<Found> {
     Ok(match &head[..] {
         // As `hasHotJournal` decides.
         [0, ..] => Found::Nothing,
-        head if head[..8] == MAGIC && head[8..12] == [0; 4] => Found::Unfinished,
+        // As `readJournalHdr`: no journal after all, and it goes.
+        head if len < head.len() || head[..8] != MAGIC || head[8..12] == [0; 4] => Found::Unfinished,
         head if head[OURS_AT..] == *OURS => Found::Ours,
         _ => Found::Foreign,
     })
@@ -224,7 +225,14 @@ mod tests {
         let mut bytes = Vec::new();
         (&database).read_to_end(&mut bytes).unwrap();
         assert_eq!(bytes, [7; 1024]);
-        for (bytes, found) in [(&[0; 600][..], Found::Nothing), (&[1; 600], Found::Foreign), (b"", Found::Nothing)] {
+        let foreign = [&MAGIC[..], &[0, 0, 0, 1], &[0; 600]].concat();
+        for (bytes, found) in [
+            (&[0; 600][..], Found::Nothing),
+            (b"", Found::Nothing),
+            (&MAGIC, Found::Unfinished),
+            (&[1; 600], Found::Unfinished),
+            (&foreign, Found::Foreign),
+        ] {
             fs::write(&path, bytes).unwrap();
             assert_eq!(find(&path).unwrap(), found);
         }

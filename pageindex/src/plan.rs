@@ -56,7 +56,8 @@ impl Plan {
     #[must_use]
     pub fn onward(listing: &Listing, have: Txid) -> Option<Self> {
         let walk = |snapshots: bool| {
-            let files = move |level| listing.level(level).iter().filter(move |file| snapshots || !file.name.is_snapshot());
+            let files =
+                move |level| listing.level(level).iter().filter(move |file| snapshots || !file.name.is_snapshot());
             let (mut chosen, mut txid) = (Vec::new(), have);
             go_on(Level::all().rev().map(files), &mut chosen, &mut txid);
             Self { files: chosen.into_iter().cloned().collect(), txid }
