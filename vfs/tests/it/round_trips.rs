@@ -128,6 +128,19 @@ fn a_scan_of_15_mb_takes_few_round_trips() {
 }
 
 #[test]
+fn scans_backwards_read_ahead_too() {
+    let world = world(2);
+    let connection = world.open(ROOM).unwrap();
+    world.server.reset_stats();
+    let sql = "SELECT group_concat(id) FROM (SELECT id, body FROM t0 ORDER BY id DESC LIMIT 3000)";
+    assert_eq!(text(&connection, sql).unwrap(), text(&world.source, sql).unwrap());
+    let stats = world.server.stats();
+    let gets = stats.count(Operation::GetObject);
+    println!("backwards: depth {}, {gets} requests, {} bytes", stats.depth, stats.bytes_out);
+    assert!(gets <= 40, "{gets} requests");
+}
+
+#[test]
 fn a_scan_of_more_than_the_cache_holds_still_reads_ahead() {
     let mut world =
         World::built(&DbOptions { bytes: 120 << 20, tables: 1, incompressible: 0.9, ..DbOptions::default() });
