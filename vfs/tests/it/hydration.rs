@@ -448,6 +448,11 @@ fn child() {
     }
     let connection = open_uri(&uri).unwrap();
     println!("child: open");
+    if task == "full" {
+        eventually("the failure shows", || stat(&connection, "hydration_failures") > 0);
+        println!("child: {} {}", progress(&connection), content(&connection));
+        return;
+    }
     loop {
         text(&connection, "SELECT sum(number) + sum(length(body)) FROM t0").unwrap();
         println!("child: {} {}", progress(&connection), text(&connection, "PRAGMA litestream_hydration_file").unwrap());
@@ -590,6 +595,27 @@ fn rule_20_damage_shows_and_reads_go_on() {
     drop(connection);
     let connection = world.open(TEMPORARY).unwrap();
     assert_eq!(content(&connection), content(&world.source));
+}
+
+#[test]
+fn rule_20_a_full_disk_shows_and_reads_go_on() {
+    let world = world(4);
+    // No file may become longer than a megabyte.
+    let mut process = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 2048; exec \"$0\" --exact hydration::child --ignored --nocapture"])
+        .arg(std::env::current_exe().unwrap())
+        .envs([("HYDRATION_TEST_URI", world.uri(TEMPORARY).as_str()), ("HYDRATION_TEST_TASK", "full")])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut output = BufReader::new(process.stdout.take().unwrap());
+    assert_eq!(said(&mut output), "open");
+    let said = said(&mut output);
+    let (progress, content) = said.split_once(' ').unwrap();
+    assert!(progress.parse::<u32>().unwrap() < 100, "{progress}");
+    assert_eq!(content, self::content(&world.source));
+    assert!(process.wait().unwrap().success());
 }
 
 #[test]
