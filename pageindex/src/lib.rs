@@ -14,6 +14,7 @@ mod merge;
 mod packed;
 mod plan;
 pub mod retention;
+mod spill;
 mod time;
 mod view;
 
@@ -22,5 +23,6 @@ pub use file::{FramesHash, OpenFile, SMALL_FILE, Span, open_file};
 pub use listing::Listing;
 pub use packed::{PackedIndex, PackedIndexBuilder};
 pub use plan::{MAX_REPLANS, Plan, Replannable, Target, exact, find, replan, replan_from};
+pub use spill::Spill;
 pub use time::{Cutoff, time_of};
 pub use view::{Location, View};

@@ -248,7 +248,7 @@ impl Connection {
     fn stored_page(&mut self, shown: &Shown, pgno: Pgno, stop: &dyn Fn() -> bool) -> Result<Option<Bytes>> {
         let Some(place) = shown.view.locate(pgno) else { return Ok(None) };
         if let Some(bytes) = place.file.at_hand(&place.frame) {
-            return decode(place.file, &place.frame, bytes).map(Some);
+            return decode(place.file, &place.frame, &bytes).map(Some);
         }
         let wanted = Wanted { file: place.file.clone(), entry: place.frame };
         let fetcher = &self.database.process.fetcher;
@@ -367,7 +367,7 @@ fn rfc3339(time: Timestamp) -> String {
 fn in_memory(database: &Database, shown: &Shown, page: u32) -> Option<Bytes> {
     let place = shown.view.locate(Pgno::new(page)?)?;
     if let Some(bytes) = place.file.at_hand(&place.frame) {
-        return decode(place.file, &place.frame, bytes).ok();
+        return decode(place.file, &place.frame, &bytes).ok();
     }
     database.process.fetcher.cached(&Wanted { file: place.file.clone(), entry: place.frame })
 }

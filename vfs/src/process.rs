@@ -1,4 +1,4 @@
-//! What there is once in a process: the runtime, the fetcher with its cache, the open databases, the last error.
+//! What there is once in a process: the runtime, the fetcher with its cache, temporary files, the open databases, the last error.
 //!
 //! Made at first use, so that loading the extension starts no thread. A fork copies none of our threads, so a child that opens a database
 //! gets everything anew, and what the parent had is left alone for ever: its locks may be held by threads that are not there.
@@ -7,6 +7,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
+
+use litestream_pageindex::Spill;
 
 use crate::database::Database;
 use crate::fetch::Fetcher;
@@ -22,6 +24,8 @@ pub(crate) struct Process {
     id: u32,
     runtime: tokio::runtime::Runtime,
     pub(crate) fetcher: Arc<Fetcher>,
+    /// What all views keep of small files.
+    pub(crate) spill: Arc<Spill>,
     databases: Mutex<HashMap<String, Weak<Database>>>,
 }
 
@@ -63,7 +67,7 @@ impl Process {
             .enable_all()
             .build()
             .map_err(|error| Error::Worker(format!("cannot start threads: {error}")))?;
-        Ok(Self { id, runtime, fetcher: Arc::default(), databases: Mutex::default() })
+        Ok(Self { id, runtime, fetcher: Arc::default(), spill: Arc::default(), databases: Mutex::default() })
     }
 
     /// Whether this is still the process that it was made in.
