@@ -244,14 +244,14 @@ impl Database {
 
     /// Opens the files of a plan, those that are known already from there. Files that vanish lead to a new plan for the same TXID.
     async fn view_of(&self, plan: Plan, listing: Listing, known: &[Arc<OpenFile>]) -> Result<View> {
-        let replica = &self.replica;
+        let (replica, spill) = (&self.replica, &self.process.spill);
         let view = replan_from(replica, plan, listing, |plan, listing| async move {
-            let view = Box::pin(View::open_with(replica, &plan, known)).await?;
+            let view = Box::pin(View::open(replica, &plan, known, spill)).await?;
             if view.files().len() != 1 || !view.files()[0].starts_with_legacy_frame() {
                 return Ok(view);
             }
             let other = Box::pin(exact(replica, plan.clone(), listing)).await?;
-            if other == plan { Ok(view) } else { Box::pin(View::open_with(replica, &other, known)).await }
+            if other == plan { Ok(view) } else { Box::pin(View::open(replica, &other, known, spill)).await }
         });
         Ok(Box::pin(view).await?)
     }
@@ -482,7 +482,7 @@ impl Database {
             });
             let opened = stream::iter(opens.collect::<Vec<_>>()).buffered(MANY_NEW);
             match opened.try_collect::<Vec<_>>().await {
-                Ok(files) => return self.publish(before.view.derive(&files)?),
+                Ok(files) => return self.publish(before.view.derive(&files, &self.process.spill).await?),
                 // Compaction was faster: the full look below will find what took their place.
                 Err(error) if error.wants_new_plan() => {}
                 Err(error) => return Err(error.into()),
@@ -640,8 +640,9 @@ impl Database {
         let fetcher = &self.process.fetcher;
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let latest = lock(&self.latest).clone();
-        let (files, index) =
-            latest.map_or((0, 0), |shown| (shown.view.files().len() as u64, shown.view.index_memory() as u64));
+        let (files, index, spilled) = latest.map_or((0, 0, 0), |shown| {
+            (shown.view.files().len() as u64, shown.view.index_memory() as u64, shown.view.spilled_bytes())
+        });
         let mut stats = vec![
             ("lists", stats.lists),
             ("gets", stats.gets),
@@ -658,6 +659,7 @@ impl Database {
             ("requests_hedged", count(&fetcher.counters.hedged)),
             ("files", files),
             ("index_bytes", index),
+            ("spilled_bytes", spilled),
         ];
         stats.extend(self.hydration.stats());
         stats.extend(self.writer().iter().flat_map(|writer| writer.stats()));
@@ -669,7 +671,7 @@ impl Database {
 fn stored_counter(view: &View) -> Option<u32> {
     let place = view.locate(Pgno::ONE)?;
     let bytes = place.file.at_hand(&place.frame)?;
-    let page = decode(place.file, &place.frame, bytes).ok()?;
+    let page = decode(place.file, &place.frame, &bytes).ok()?;
     page.get(CHANGE_COUNTER)?.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
 }
 

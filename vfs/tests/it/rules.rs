@@ -214,6 +214,36 @@ fn rule_03_a_transaction_that_is_gone_for_good_is_an_error_and_the_next_one_work
 }
 
 #[test]
+fn rule_03_small_files_that_vanish_are_read_on_beyond_what_memory_holds() {
+    let mut world = World::empty();
+    world.commit("CREATE TABLE t(id INTEGER PRIMARY KEY, body BLOB)");
+    // Each file is a small one, and all together are more than stays in memory.
+    let add = "INSERT INTO t(body) VALUES(randomblob(230000))";
+    for _ in 0..300 {
+        world.commit(add);
+    }
+    let connection = world.open("&poll_interval=20ms").unwrap();
+    for _ in 0..5 {
+        world.commit(add);
+    }
+    eventually("the newest is seen", || text(&connection, "SELECT count(*) FROM t").unwrap() == "305");
+    connection.execute_batch("BEGIN").unwrap();
+    assert_eq!(text(&connection, "SELECT count(*) FROM t").unwrap(), "305");
+    for key in world.server.keys(BUCKET) {
+        assert!(world.server.remove_object(BUCKET, &key));
+    }
+    assert!(stat(&connection, "spilled_bytes") > 1 << 20);
+    let body = |connection: &Connection, id: u32| -> Vec<u8> {
+        connection.query_row("SELECT body FROM t WHERE id = ?1", [id], |row| row.get(0)).unwrap()
+    };
+    for id in 1..=305 {
+        assert!(body(&connection, id) == body(&world.source, id), "row {id}");
+    }
+    assert_eq!(text(&connection, "PRAGMA integrity_check").unwrap(), "ok");
+    connection.execute_batch("COMMIT").unwrap();
+}
+
+#[test]
 fn rule_04_every_page_size_is_read_and_reads_past_the_end_are_short() {
     super::common::register();
     for golden in golden::all().iter().filter(|golden| golden.name != "v03") {
@@ -249,14 +279,16 @@ fn rule_04_the_lock_page_reads_as_zeros_in_a_database_over_one_gibibyte() {
     assert_eq!(text(&connection, "PRAGMA quick_check").unwrap(), "ok");
 }
 
+/// One of the connection's numbers.
+fn stat(connection: &Connection, name: &str) -> u64 {
+    let stats = text(connection, "PRAGMA litestream_stats").unwrap();
+    let line = stats.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap().parse().unwrap()
+}
+
 /// How often the connection has asked us for a page.
 fn reads(connection: &Connection) -> u64 {
-    let stats = text(connection, "PRAGMA litestream_stats").unwrap();
-    let count = |name: &str| {
-        let line = stats.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.unwrap().parse::<u64>().unwrap()
-    };
-    count("reads")
+    stat(connection, "reads")
 }
 
 #[test]
