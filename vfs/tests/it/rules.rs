@@ -444,6 +444,97 @@ fn rule_07_a_rewritten_history_is_never_mixed_with_the_old_one() {
     assert_eq!(text(&connection, "PRAGMA integrity_check").unwrap(), "ok");
 }
 
+/// A bank after three further transactions, all of them in one file of level 1, and the newest in one of level 0, too.
+fn compacted_bank() -> World {
+    let mut world = bank();
+    for n in 1..=3 {
+        world.commit(&format!("UPDATE counter SET n = {n}; UPDATE account SET note = randomblob(900) WHERE id = {n}"));
+    }
+    drop_level_0(&world);
+    world
+}
+
+fn lag(connection: &Connection) -> f64 {
+    text(connection, "PRAGMA litestream_lag").unwrap().parse().unwrap()
+}
+
+#[test]
+fn rule_07_a_history_rewritten_where_a_compacted_file_ends_is_not_mixed_with_the_old_one() {
+    // Two daemons again, and the first one had compacted its 4 before the other one wrote another 4.
+    let (one, mut other) = (compacted_bank(), compacted_bank());
+    let connection = one.open("&poll_interval=20ms").unwrap();
+    assert_eq!(check_bank(&connection).unwrap(), 3);
+    // What the connection reads ends with the file of level 1.
+    let newest = "db/0000/0000000000000004-0000000000000004.ltx";
+    let kept = one.server.object(BUCKET, newest).unwrap();
+    let put = |one: &World, other: &World| {
+        for key in other.server.keys(BUCKET).into_iter().filter(|key| key.starts_with("db/0000/")) {
+            one.server.put_object(BUCKET, &key, other.server.object(BUCKET, &key).unwrap(), &[]);
+        }
+    };
+    put(&one, &other);
+    eventually("the lag tells", || check_bank(&connection).unwrap() == 3 && lag(&connection) > 0.05);
+    // Put back, all is well again.
+    one.server.put_object(BUCKET, newest, kept, &[]);
+    eventually("the lag is gone", || check_bank(&connection).unwrap() == 3 && lag(&connection) == 0.0);
+    // That history goes on.
+    other.commit("UPDATE counter SET n = 77");
+    put(&one, &other);
+    let polls = stat(&connection, "polls");
+    eventually("there are some polls", || {
+        check_bank(&connection).unwrap() == 3 && stat(&connection, "polls") > polls + 3
+    });
+    assert_eq!(text(&connection, "PRAGMA litestream_txid").unwrap(), "0000000000000004");
+    assert!(lag(&connection) > 0.05);
+    // A snapshot of the other history stands for itself.
+    other.compact(9);
+    let snapshot = "db/0009/0000000000000001-0000000000000005.ltx";
+    one.server.put_object(BUCKET, snapshot, other.server.object(BUCKET, snapshot).unwrap(), &[]);
+    let all = "SELECT sum(amount) || ' ' || (SELECT n FROM counter) || ' ' || hex(max(note)) FROM account";
+    let truth = text(&other.source, all).unwrap();
+    eventually("the other history is seen, whole", || text(&connection, all).unwrap() == truth);
+    assert_eq!(text(&connection, "PRAGMA integrity_check").unwrap(), "ok");
+}
+
+#[test]
+fn rule_07_what_retention_removes_is_no_rewritten_history() {
+    let mut world = compacted_bank();
+    let connection = world.open("&poll_interval=20ms").unwrap();
+    assert_eq!(check_bank(&connection).unwrap(), 3);
+    let polls = |connection: &Connection| {
+        let before = stat(connection, "polls");
+        eventually("there are some polls", || check_bank(connection).is_ok() && stat(connection, "polls") > before + 3);
+        assert!(lag(connection) == 0.0, "a false alarm: {}", lag(connection));
+    };
+    // The newest of level 0 goes once it is not the newest any more.
+    world.commit("UPDATE counter SET n = 4");
+    assert!(world.server.remove_object(BUCKET, "db/0000/0000000000000004-0000000000000004.ltx"));
+    eventually("it is followed", || check_bank(&connection).unwrap() == 4);
+    polls(&connection);
+    // The transaction that is seen is compacted, and its file of level 0 stays, is put again as it was, and even goes.
+    world.compact(1);
+    let newest = "db/0000/0000000000000005-0000000000000005.ltx";
+    let kept = world.server.object(BUCKET, newest).unwrap();
+    let other = world.open("&poll_interval=30ms").unwrap();
+    for connection in [&connection, &other] {
+        polls(connection);
+    }
+    world.server.put_object(BUCKET, newest, kept, &[]);
+    for connection in [&connection, &other] {
+        polls(connection);
+    }
+    assert!(world.server.remove_object(BUCKET, newest));
+    for connection in [&connection, &other] {
+        polls(connection);
+        assert_eq!(check_bank(connection).unwrap(), 4);
+    }
+    world.commit("UPDATE counter SET n = 5");
+    for connection in [&connection, &other] {
+        eventually("it is followed", || check_bank(connection).unwrap() == 5);
+        polls(connection);
+    }
+}
+
 #[test]
 fn rule_07_a_replica_that_was_made_anew_is_not_taken_for_the_old_one() {
     let mut old = bank();
