@@ -205,7 +205,7 @@ fn kill_once(stage: &mut Stage, number: u32, life: Duration, committed: &mut u64
     check_block_map(&here)?;
     let more = found > *committed;
     *committed = found;
-    if number % 3 == 0 {
+    if number.is_multiple_of(3) {
         here.query_row("PRAGMA litestream_sync", [], |_| Ok(()))?;
         *durable = found;
     }
