@@ -8,7 +8,8 @@
 //! - Before a page of a newer view is written, it is noted which view that is. So whatever was written since, by whatever crash it was ended, was
 //!   changed between the TXID and that view.
 //! - It is gone on with only where the replica still holds the file with which that view ended: then all that was changed since is known, and is
-//!   read anew. Otherwise it is noted that the file is worth nothing, and only then is it emptied.
+//!   read anew. Or where it still holds the snapshot that most pages came from: those are good then, and the others are read anew. Otherwise it is
+//!   noted that the file is worth nothing, and only then is it emptied.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,11 +19,11 @@ use std::time::{Duration, Instant};
 use futures::stream::{self, StreamExt};
 use litestream_pageindex::{FramesHash, OpenFile, Span, View};
 use litestream_storage::Replica;
-use ltx::Pgno;
+use ltx::{Commit, Pgno, Txid};
 
 use crate::decode::{Bits, decode};
 use crate::local::{Kept, Local, Wanted};
-use crate::meta::{Complete, Known, Meta, continues};
+use crate::meta::{Base, Complete, Known, Meta, continues};
 use crate::place::{Place, Places};
 use crate::restore::blocking;
 use crate::{Error, Result};
@@ -134,15 +135,18 @@ impl Background {
     pub async fn bring(&mut self, view: &Arc<View>) -> Result<()> {
         let kept = self.kept(view).await?;
         self.note_reach(view).await?;
+        let (local, accepted) = (self.local.clone(), view.clone());
+        let accept = move || local.accept(&accepted, &kept).map_err(Error::io("grow", "the hydrated database"));
+        let mut wanted = blocking(accept).await?;
         for _ in 0..ROUNDS {
-            let (local, view, kept) = (self.local.clone(), view.clone(), kept.clone());
-            let accept = move || local.accept(&view, &kept).map_err(Error::io("grow", "the hydrated database"));
-            self.fetch(blocking(accept).await?).await?;
-            if self.local.missing() == 0 {
+            self.fetch(wanted).await?;
+            if self.local.is_complete(view) {
                 return Ok(());
             }
             // Somebody else was just writing what is missing, or it was lost meanwhile.
             tokio::task::yield_now().await;
+            let local = self.local.clone();
+            wanted = blocking(move || Ok(local.lacks())).await?;
         }
         Err(Error::Worker(format!("{} hydrated pages were lost again and again", self.local.missing())))
     }
@@ -188,6 +192,7 @@ impl Background {
             txid: view.txid(),
             commit: view.commit(),
             reach: Known::newest(&view),
+            base: Base::of(&view),
         };
         if self.local.missing() > 0 || self.noted.as_ref() == Some(&complete) {
             return None;
@@ -229,14 +234,14 @@ impl Background {
     async fn resumed(&mut self, found: Meta, view: &Arc<View>) -> Result<Kept> {
         let same = found.url == **self.replica.url();
         if let Some(complete) = found.complete.filter(|complete| same && complete.page_size == view.page_size().get())
-            && complete.reach.last().is_some_and(|_| complete.txid <= view.txid())
-            && continues(&self.replica, &complete.reach, view).await?
+            && let Some((kept, txid)) = self.worth(&complete, view).await?
         {
-            let (local, sampled, known) = (self.local.clone(), view.clone(), complete.clone());
-            if blocking(move || is_as_noted(&local, &known, &sampled)).await? {
+            let (local, sampled, sample) = (self.local.clone(), view.clone(), kept.clone());
+            if blocking(move || is_as_noted(&local, complete.commit, &sample, &sampled)).await? {
                 let path = self.path().unwrap_or_default();
-                tracing::info!(path = %path.display(), txid = %complete.txid, "going on with a hydrated database");
-                let kept = Kept::Since(complete.txid, complete.commit);
+                tracing::info!(path = %path.display(), %txid, "going on with a hydrated database");
+                let complete = Complete { txid, ..complete };
+                self.note(Some(complete.clone())).await?;
                 (self.noted, self.checked, self.judged) = (Some(complete), Some(Instant::now()), true);
                 return Ok(kept);
             }
@@ -248,6 +253,16 @@ impl Background {
         Ok(Kept::Same)
     }
 
+    /// What of a file that was complete is good for a view, and at which TXID it may still be called complete.
+    async fn worth(&self, complete: &Complete, view: &View) -> Result<Option<(Kept, Txid)>> {
+        let (txid, commit) = (complete.txid, complete.commit);
+        if txid != Txid::ZERO && continues(&self.replica, &complete.reach, view).await? {
+            return Ok(Some((Kept::Since(txid, commit), txid)));
+        }
+        let base = complete.base.as_ref().filter(|base| base.file == Known::of(&view.files()[0]));
+        Ok(base.map(|base| (Kept::Base(base.clone(), commit), Txid::ZERO)))
+    }
+
     /// Notes that pages of this view may be there from now on.
     async fn note_reach(&mut self, view: &Arc<View>) -> Result<()> {
         let Some(noted) = &self.noted else { return Ok(()) };
@@ -255,7 +270,8 @@ impl Background {
         if noted.reach == reach {
             return Ok(());
         }
-        let complete = Complete { reach, ..noted.clone() };
+        let base = noted.base.as_ref().and_then(|base| base.and(view));
+        let complete = Complete { reach, base, ..noted.clone() };
         self.note(Some(complete.clone())).await?;
         self.noted = Some(complete);
         Ok(())
@@ -360,18 +376,20 @@ fn some_spans(file: &OpenFile, frames: &Bits) -> Vec<Span> {
 }
 
 /// Whether the file is long enough, and holds what it should where that is known without asking anybody.
-fn is_as_noted(local: &Local, noted: &Complete, view: &View) -> Result<bool> {
+fn is_as_noted(local: &Local, commit: Commit, kept: &Kept, view: &View) -> Result<bool> {
     let wrong = |error| Error::io("read", "the hydrated database")(error);
     let file = local.file();
-    if file.metadata().map_err(wrong)?.len() < noted.commit.bytes(view.page_size()) {
+    if file.metadata().map_err(wrong)?.len() < commit.bytes(view.page_size()) {
         return Ok(false);
     }
     let mut sampled = 0;
     let (mut expected, mut found) = (vec![0; view.page_size().bytes()], vec![0; view.page_size().bytes()]);
-    for pgno in (1..=noted.commit.0).filter_map(Pgno::new) {
-        let Some(place) = view.locate(pgno).filter(|place| place.file.info.name.max <= noted.txid) else { continue };
-        let Some(bytes) = place.file.at_hand(&place.frame) else { continue };
-        place.file.decompress(&place.frame, bytes, &mut expected)?;
+    for pgno in (1..=commit.0).filter_map(Pgno::new) {
+        let Some((number, at)) = view.holder(pgno) else { continue };
+        let from = &view.files()[number];
+        let frame = from.index.entry(at);
+        let Some(bytes) = from.at_hand(&frame).filter(|_| kept.is_sure_of((number, from), pgno)) else { continue };
+        from.decompress(&frame, &bytes, &mut expected)?;
         std::os::unix::fs::FileExt::read_exact_at(file, &mut found, pgno.offset(view.page_size())).map_err(wrong)?;
         if expected != found {
             tracing::warn!(pgno = pgno.get(), "the hydrated database is not what is noted about it: hydrating anew");

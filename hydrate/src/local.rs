@@ -16,6 +16,7 @@ use ltx::{Commit, Pgno, Txid};
 use tokio::sync::Notify;
 
 use crate::decode::{Bits, Pages};
+use crate::meta::Base;
 use crate::owners::Owners;
 use crate::place::Registered;
 use crate::{Error, Result};
@@ -62,6 +63,19 @@ pub(crate) enum Kept {
     Continued,
     /// All pages of the file are as they were at this TXID, but for what was changed since, and the new view continues that history.
     Since(Txid, Commit),
+    /// The view's oldest file is this one, and most pages came from there.
+    Base(Base, Commit),
+}
+
+impl Kept {
+    /// Whether the file is known to hold a page as a view has it, which has it from one of its files.
+    pub(crate) fn is_sure_of(&self, file: (usize, &OpenFile), pgno: Pgno) -> bool {
+        match self {
+            Self::Same | Self::Continued => false,
+            Self::Since(txid, commit) => file.1.info.name.max <= *txid && commit.contains(pgno),
+            Self::Base(base, commit) => file.0 == 0 && base.is_sure_of(pgno) && commit.contains(pgno),
+        }
+    }
 }
 
 impl Local {
@@ -77,10 +91,10 @@ impl Local {
         }
     }
 
-    /// Reads part of a page as a file of the replica holds it. False where that is not there.
-    pub fn read(&self, file: &OpenFile, pgno: Pgno, within: usize, into: &mut [u8]) -> bool {
+    /// Reads a page as a file of the replica holds it. False where that is not there.
+    pub fn read(&self, file: &OpenFile, pgno: Pgno, into: &mut [u8]) -> bool {
         let Some(word) = self.owners.before(pgno, file.id) else { return false };
-        match self.file.read_exact_at(into, pgno.offset(file.header.page_size) + within as u64) {
+        match self.file.read_exact_at(into, pgno.offset(file.header.page_size)) {
             Ok(()) => self.owners.still(pgno, word),
             Err(error) => {
                 if self.read_failures.fetch_add(1, Ordering::Relaxed) == 0 {
@@ -192,20 +206,24 @@ impl Local {
         Ok(wanted)
     }
 
+    /// What the accepted view still lacks.
+    pub(crate) fn lacks(&self) -> Vec<Wanted> {
+        let gate = self.writing();
+        let Some(view) = &gate.view else { return Vec::new() };
+        self.wanted(&gate, view, (1..=view.commit().0).filter_map(Pgno::new))
+    }
+
     /// Whether a page is there, once what is known about the history has been made use of.
     fn keep(&self, before: Option<&View>, view: &View, kept: &Kept, pgno: Pgno) -> bool {
-        let Some((file, at)) = view.holder(pgno) else { return true };
-        let file = &view.files()[file];
+        let Some((number, at)) = view.holder(pgno) else { return true };
+        let file = &view.files()[number];
         let unchanged = match (kept, before) {
-            (Kept::Same, _) | (Kept::Continued, None) => false,
             (Kept::Continued, Some(before)) => {
                 file.info.name.max <= before.txid()
                     && before.holder(pgno).is_some_and(|(old, _)| self.owners.is(pgno, before.files()[old].id))
             }
             // What is at hand is written again from memory.
-            (Kept::Since(txid, commit), _) => {
-                file.info.name.max <= *txid && commit.contains(pgno) && file.at_hand(&file.index.entry(at)).is_none()
-            }
+            (kept, _) => kept.is_sure_of((number, file), pgno) && !file.has_at_hand(&file.index.entry(at)),
         };
         if unchanged && !self.owners.is(pgno, file.id) {
             self.owners.adopt(pgno, file.id);

@@ -2,7 +2,8 @@
 //!
 //! Lines of text, the last one a checksum of those before. It names the replica (without secrets), the TXID at which the file was complete, and
 //! the newest files of the newest view from which pages *may* have been written. Those prove, when the replica still holds the same, that
-//! whatever was changed since that TXID is known.
+//! whatever was changed since that TXID is known. Where they are gone, as small files soon are, most pages are still known by the snapshot that
+//! they came from.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -18,6 +19,8 @@ use crate::{Error, Result};
 const FIRST_LINE: &str = "litestream hydration 1";
 /// How many files are named: the newest.
 const FILES: usize = 64;
+/// How many stretches of pages are noted that may not be the snapshot's; beyond that, the snapshot is not worth noting.
+const MOST_RUNS: usize = 16_384;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,11 +33,54 @@ pub(crate) struct Meta {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Complete {
     pub(crate) page_size: u32,
-    /// All pages were there as they were at this TXID, of a database of so many pages.
+    /// All pages were there as they were at this TXID, of a database of so many pages. Zero where only the base is sure.
     pub(crate) txid: Txid,
     pub(crate) commit: Commit,
     /// Newer pages may be there too, as far as these go. Oldest first.
     pub(crate) reach: Vec<Known>,
+    pub(crate) base: Option<Base>,
+}
+
+/// The file that most pages came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Base {
+    pub(crate) file: Known,
+    /// The pages that may not be as this file has them: first and last of each stretch, ascending.
+    pub(crate) other: Vec<(u32, u32)>,
+}
+
+impl Base {
+    /// A view's.
+    pub(crate) fn of(view: &View) -> Option<Self> {
+        let (file, other) = (view.files().first()?, runs(view.overlaid().map(Pgno::get)));
+        (other.len() <= MOST_RUNS).then(|| Self { file: Known::of(file), other })
+    }
+
+    /// The same, where pages of another view may be written.
+    pub(crate) fn and(&self, view: &View) -> Option<Self> {
+        let Self { file, other } = Self::of(view).filter(|base| base.file == self.file)?;
+        let mut all: Vec<(u32, u32)> = self.other.iter().chain(&other).copied().collect();
+        all.sort_unstable();
+        let other = runs(all.into_iter().flat_map(|(first, last)| first..=last));
+        (other.len() <= MOST_RUNS).then_some(Self { file, other })
+    }
+
+    pub(crate) fn is_sure_of(&self, pgno: Pgno) -> bool {
+        let at = self.other.partition_point(|(_, last)| *last < pgno.get());
+        self.other.get(at).is_none_or(|(first, _)| *first > pgno.get())
+    }
+}
+
+/// Ascending numbers as stretches.
+fn runs(numbers: impl Iterator<Item = u32>) -> Vec<(u32, u32)> {
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for number in numbers {
+        match runs.last_mut() {
+            Some((_, last)) if number <= last.saturating_add(1) => *last = number.max(*last),
+            _ => runs.push((number, number)),
+        }
+    }
+    runs
 }
 
 /// What tells a file of a replica from any other.
@@ -48,7 +94,7 @@ pub(crate) struct Known {
 }
 
 impl Known {
-    fn of(file: &OpenFile) -> Self {
+    pub(crate) fn of(file: &OpenFile) -> Self {
         let object = &file.info.object;
         Self {
             level: file.info.level,
@@ -133,12 +179,12 @@ impl Meta {
 
     fn text(&self) -> String {
         let mut lines = vec![FIRST_LINE.to_owned(), format!("url {}", self.url)];
-        if let Some(Complete { page_size, txid, commit, reach }) = &self.complete {
+        if let Some(Complete { page_size, txid, commit, reach, base }) = &self.complete {
             lines.push(format!("complete {txid} {} {page_size}", commit.0));
-            for Known { level, name, size, etag, checksum } in reach {
-                // The tag comes last: it may hold anything but the end of a line.
-                let etag = etag.as_ref().map_or_else(|| "-".to_owned(), |etag| format!("={etag}"));
-                lines.push(format!("file {level} {name} {size} {checksum:016x} {etag}"));
+            lines.extend(reach.iter().map(|known| format!("file {}", known.text())));
+            if let Some(Base { file, other }) = base {
+                lines.push(format!("base {}", file.text()));
+                lines.extend(other.iter().map(|(first, last)| format!("{first} {last}")));
             }
         }
         let text = lines.join("\n") + "\n";
@@ -162,13 +208,30 @@ impl Meta {
         let txid = words.next()?.parse().ok()?;
         let commit = Commit(words.next()?.parse().ok()?);
         let page_size = words.next()?.parse().ok().filter(|size| PageSize::new(*size).is_some())?;
-        let reach: Option<Vec<Known>> = lines.map(Self::parse_file).collect();
-        Some(Self { url, complete: Some(Complete { page_size, txid, commit, reach: reach? }) })
+        let (mut reach, mut base) = (Vec::new(), None);
+        for line in lines {
+            match (line.split_once(' ')?, &mut base) {
+                (("file", file), None) => reach.push(Known::parse(file)?),
+                (("base", file), None) => base = Some(Base { file: Known::parse(file)?, other: Vec::new() }),
+                ((first, last), Some(base)) => base.other.push((first.parse().ok()?, last.parse().ok()?)),
+                _ => return None,
+            }
+        }
+        Some(Self { url, complete: Some(Complete { page_size, txid, commit, reach, base }) })
+    }
+}
+
+impl Known {
+    fn text(&self) -> String {
+        let Self { level, name, size, etag, checksum } = self;
+        // The tag comes last: it may hold anything but the end of a line.
+        let etag = etag.as_ref().map_or_else(|| "-".to_owned(), |etag| format!("={etag}"));
+        format!("{level} {name} {size} {checksum:016x} {etag}")
     }
 
-    fn parse_file(line: &str) -> Option<Known> {
-        let mut words = line.strip_prefix("file ")?.splitn(5, ' ');
-        Some(Known {
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.splitn(5, ' ');
+        Some(Self {
             level: Level::new(words.next()?.parse().ok()?)?,
             name: words.next()?.parse().ok()?,
             size: words.next()?.parse().ok()?,
@@ -199,7 +262,8 @@ mod tests {
             checksum: 0xfeed_beef,
         };
         let reach = vec![file(1, 7, None), file(8, 8, Some("a tag - with =")), file(9, 9, Some(""))];
-        let complete = Complete { page_size: 4096, txid: Txid(8), commit: Commit(77), reach };
+        let base = Some(Base { file: reach[0].clone(), other: vec![(1, 1), (7, 20)] });
+        let complete = Complete { page_size: 4096, txid: Txid(8), commit: Commit(77), reach, base };
         Meta { url: "s3://bucket/a b?x=y".to_owned(), complete: Some(complete) }
     }
 
@@ -213,6 +277,17 @@ mod tests {
             assert_eq!(Meta::load(&path).unwrap(), Some(meta));
         }
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn rule_19_stretches_hold_what_went_into_them_and_nothing_else() {
+        let numbers = [1, 2, 2, 3, 9, 11, 12, 30];
+        let other = runs(numbers.into_iter());
+        assert_eq!(other, [(1, 3), (9, 9), (11, 12), (30, 30)]);
+        let base = Base { other, ..meta().complete.unwrap().base.unwrap() };
+        for number in 1..40 {
+            assert_eq!(base.is_sure_of(Pgno::new(number).unwrap()), !numbers.contains(&number), "{number}");
+        }
     }
 
     #[test]

@@ -82,7 +82,7 @@ impl Owners {
     /// After it was read: whether it was that file's all the time.
     pub(crate) fn still(&self, pgno: Pgno, word: Word) -> bool {
         // The page is read before the word is read again.
-        fence(Ordering::SeqCst);
+        fence(Ordering::Acquire);
         self.cell(pgno).is_some_and(|cell| cell.load(Ordering::Relaxed) == word.0)
     }
 

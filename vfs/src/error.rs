@@ -127,6 +127,18 @@ pub enum Error {
         /// Where this writer's own transactions are.
         buffer: PathBuf,
     },
+    /// Another writer holds the lease.
+    #[error(
+        "{url}: {owner} holds the lease on this replica{until}: end that writer, or wait until its lease has run out"
+    )]
+    Leased {
+        /// The replica.
+        url: Arc<str>,
+        /// Who holds it.
+        owner: String,
+        /// Until when, as far as that is known.
+        until: String,
+    },
     /// Uploading has failed for too long.
     #[error("nothing could be uploaded for {:.0} s, longer than sync_deadline allows: {why}", behind.as_secs_f64())]
     Deadline {

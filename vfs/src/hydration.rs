@@ -204,9 +204,9 @@ impl Hydration {
         }
     }
 
-    /// Reads part of a page of a view. False where it is not there.
-    pub(crate) fn read(&self, view: &View, pgno: Pgno, within: usize, into: &mut [u8]) -> bool {
-        view.holder(pgno).is_some_and(|(file, _)| self.local.read(&view.files()[file], pgno, within, into))
+    /// Reads a page of a view. False where it is not there.
+    pub(crate) fn read(&self, view: &View, pgno: Pgno, into: &mut [u8]) -> bool {
+        view.holder(pgno).is_some_and(|(file, _)| self.local.read(&view.files()[file], pgno, into))
     }
 
     /// A page of a view, where it is there.
@@ -217,7 +217,7 @@ impl Hydration {
             return None;
         }
         let mut page = vec![0; view.page_size().bytes()];
-        self.local.read(file, pgno, 0, &mut page).then(|| page.into())
+        self.local.read(file, pgno, &mut page).then(|| page.into())
     }
 }
 

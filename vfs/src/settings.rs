@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use litestream_config::units::parse_duration;
 use litestream_config::{Config, LoadError};
+use litestream_pageindex::upkeep::Schedule;
 use litestream_storage::config::{Location, ReplicaConfig, is_url, parse_size};
 
 use crate::{Error, Result};
@@ -68,8 +69,24 @@ impl<'a> Parameters<'a> {
             shutdown_sync_timeout: self.duration("shutdown_sync_timeout", 30 * second)?,
             fence_window: self.duration("fence_window", 60 * second)?,
             unfenced: self.switch("unfenced")?,
+            lease: self.switch("lease")?,
+            upkeep: self.upkeep()?,
             identity: identity(),
         })
+    }
+
+    fn upkeep(&self) -> Result<Option<Schedule>> {
+        let mut schedule = Schedule::default();
+        if let Some((name, value)) = self.find("compaction_levels") {
+            let levels: std::result::Result<Vec<_>, _> =
+                value.split(',').map(|level| parse_duration(level.trim())).collect();
+            schedule.levels = levels.map_err(|error| Error::Setting { name, why: error.to_string() })?;
+            schedule.levels.truncate(litestream_config::MAX_LEVELS);
+        }
+        schedule.snapshots = self.duration("snapshot_interval", schedule.snapshots)?;
+        schedule.retention.snapshots = self.duration("snapshot_retention", schedule.retention.snapshots)?;
+        schedule.retention.l0 = self.duration("l0_retention", schedule.retention.l0)?;
+        Ok(self.switch("compaction_enabled")?.then_some(schedule))
     }
 
     /// Where what was written lies until it is uploaded: as said, or beside where the database would be.
@@ -160,6 +177,10 @@ pub(crate) struct WriteSettings {
     pub(crate) fence_window: Duration,
     /// Whether to write although the store does not keep two writers apart. Default: no.
     pub(crate) unfenced: bool,
+    /// Whether to take the replica's lease, so that a second writer is refused at open. Default: no.
+    pub(crate) lease: bool,
+    /// How the replica is kept small, unless somebody else does that. Default: not at all.
+    pub(crate) upkeep: Option<Schedule>,
     /// Who writes, for people: host, process and when it began to.
     pub(crate) identity: String,
 }

@@ -24,6 +24,7 @@ mod readers;
 mod sandwiches;
 mod world;
 mod writer;
+mod writes;
 
 /// How long real Litestream or JuiceFS may take for anything.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -62,7 +63,7 @@ struct Scenario {
 
 /// Every scenario, in the order in which they run. Those of one backend share a recording, so the compactions, which
 /// change it, stand behind.
-const SCENARIOS: [Scenario; 14] = [
+const SCENARIOS: [Scenario; 16] = [
     Scenario { name: "minio-live", run: |world| live::live(world, Backend::S3) },
     Scenario { name: "file-live", run: |world| live::live(world, Backend::File) },
     Scenario { name: "bucket-root", run: live::bucket_root },
@@ -77,6 +78,8 @@ const SCENARIOS: [Scenario; 14] = [
     Scenario { name: "vfs-go", run: hosts::vfs_go },
     Scenario { name: "vfs-readers", run: readers::vfs_readers },
     Scenario { name: "vfs-process", run: hosts::vfs_process },
+    Scenario { name: "vfs-writes", run: writes::vfs_writes },
+    Scenario { name: "vfs-story", run: writes::vfs_story },
 ];
 
 #[derive(Tabled)]

@@ -1,7 +1,9 @@
-//! `cargo xtask fixtures`: makes the golden replicas of `fixtures/golden` anew with real Litestream.
+//! `cargo xtask fixtures`: makes the golden replicas of `fixtures/golden` anew with real Litestream, and the golden block
+//! map with real JuiceFS.
 //!
 //! This file knows which there are. How one is recorded while Litestream runs is `source.rs`; what is expected of it is
-//! asked of real Litestream in `oracle.rs`; the others are the recipes.
+//! asked of real Litestream in `oracle.rs`; the others are the recipes, and `blockmap.rs` makes the one that is no replica
+//! but a database.
 
 use std::fs;
 use std::path::Path;
@@ -11,6 +13,7 @@ use litestream_fixtures::golden::{Expected, golden_dir};
 
 use crate::tools::Tools;
 
+mod blockmap;
 mod juicefs;
 mod levels;
 mod oracle;
@@ -52,16 +55,18 @@ fn recipes() -> Vec<(String, Recipe)> {
 /// An unknown name, a tool that cannot be had, or a fixture that Litestream itself cannot restore.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let recipes = recipes();
-    if let Some(unknown) = arguments.names.iter().find(|name| !recipes.iter().any(|(known, _)| known == *name)) {
-        let known: Vec<&str> = recipes.iter().map(|(name, _)| name.as_str()).collect();
+    let mut known: Vec<&str> = recipes.iter().map(|(name, _)| name.as_str()).collect();
+    known.push(blockmap::NAME);
+    if let Some(unknown) = arguments.names.iter().find(|name| !known.contains(&name.as_str())) {
         bail!("there is no fixture {unknown}; there are: {}", known.join(", "));
     }
     let tools = Tools::new()?;
-    for (name, recipe) in recipes {
-        if !arguments.names.is_empty() && !arguments.names.contains(&name) {
-            continue;
-        }
-        make(&tools, &name, &recipe).with_context(|| format!("fixture {name}"))?;
+    let wanted = |name: &String| arguments.names.is_empty() || arguments.names.contains(name);
+    for (name, recipe) in recipes.iter().filter(|(name, _)| wanted(name)) {
+        make(&tools, name, recipe).with_context(|| format!("fixture {name}"))?;
+    }
+    if wanted(&blockmap::NAME.to_owned()) {
+        blockmap::blockmap(&tools).with_context(|| format!("fixture {}", blockmap::NAME))?;
     }
     Ok(())
 }

@@ -14,7 +14,8 @@ mod journal;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::hash::{Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use api::{Api, EntryPoint, IoMethods, Sqlite, SqliteFile, Symbol, Vfs, c_string, code};
 
@@ -146,6 +147,25 @@ pub(crate) fn block_signals() {
         libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), std::ptr::null_mut());
     }
 }
+
+/// How many forks lie between this process and the one that first asked. `None` where forks cannot be noticed.
+///
+/// To ask for the process's number is a system call, which is too much for each read.
+pub(crate) fn forks() -> Option<u32> {
+    static WATCHED: Once = Once::new();
+    static NOTICED: AtomicBool = AtomicBool::new(false);
+    extern "C" fn forked() {
+        FORKS.fetch_add(1, Ordering::Relaxed);
+    }
+    WATCHED.call_once(|| {
+        // SAFETY: the handler only counts, and stays where it is as long as the process lives: this library is never unloaded.
+        let result = unsafe { libc::pthread_atfork(None, None, Some(forked)) };
+        NOTICED.store(result == 0, Ordering::Relaxed);
+    });
+    NOTICED.load(Ordering::Relaxed).then(|| FORKS.load(Ordering::Relaxed))
+}
+
+static FORKS: AtomicU32 = AtomicU32::new(0);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

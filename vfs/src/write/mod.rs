@@ -4,6 +4,7 @@
 pub mod buffer;
 mod control;
 pub(crate) mod layer;
+mod lease;
 mod pages;
 mod segment;
 pub(crate) mod upload;

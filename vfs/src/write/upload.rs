@@ -12,11 +12,13 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use litestream_pageindex::upkeep::{Kept, Schedule, Upkeep};
 use litestream_pageindex::{OpenFile, open_file};
-use litestream_storage::{Body, FileInfo, Kind, Level, Precondition, PutOptions, Scope};
+use litestream_storage::{Body, FileInfo, Kind, Level, Precondition, PutOptions, Replica, Scope};
 use ltx::{Commit, Encoder, FileName, Header, Pgno, Timestamp, Txid};
 
 use super::buffer::{Buffer, Position, State, Uploaded, random};
+use super::lease::{self, Lease};
 use super::writer::{Sealed, Writer};
 use crate::database::Database;
 use crate::settings::WriteSettings;
@@ -24,6 +26,8 @@ use crate::{Error, Result, process};
 
 /// Longer files are made on disk.
 const IN_MEMORY: usize = 32 << 20;
+/// After so many uploads it is looked whether older files have been merged.
+const MANY_FILES: usize = 300;
 /// The longest pause after a failed upload.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// The metadata that says who wrote a file.
@@ -35,6 +39,26 @@ const WRITER: &str = "litestream-writer";
 /// What is wrong with the buffer, or that the replica cannot be asked. Where another writer has gone on, that is no error here: reading goes
 /// on, and writing is refused.
 pub(crate) fn open(database: &Arc<Database>, settings: WriteSettings) -> Result<Arc<Writer>> {
+    let (this, wanted, owner) = (database.clone(), settings.lease, settings.identity.clone());
+    let lease = database.wait_for(&|| false, async move {
+        if wanted { Lease::take(&this.replica, &owner).await.map(Some) } else { Ok(None) }
+    })?;
+    let opened = open_buffer(database, settings);
+    match (&opened, lease) {
+        (Ok(writer), Some(lease)) => {
+            let (writer, replica) = (writer.clone(), database.replica.clone());
+            database.process.spawn(async move { hold(writer, lease, replica).await });
+        }
+        (Err(_), Some(lease)) => {
+            let replica = database.replica.clone();
+            database.process.spawn(async move { lease.release(&replica).await });
+        }
+        (_, None) => {}
+    }
+    opened
+}
+
+fn open_buffer(database: &Arc<Database>, settings: WriteSettings) -> Result<Arc<Writer>> {
     let (buffer, left) = Buffer::open(&settings.buffer_path, database.replica.url(), &database.process.buffers)?;
     let (state, end) = (buffer.state.clone(), buffer.end);
     let places: Vec<Position> = left
@@ -60,7 +84,60 @@ pub(crate) fn open(database: &Arc<Database>, settings: WriteSettings) -> Result<
     }
     let (task, watched) = (writer.clone(), Arc::downgrade(database));
     database.process.spawn(async move { run(task, watched).await });
+    if let Some(schedule) = writer.settings.upkeep.clone() {
+        let (task, watched) = (writer.clone(), Arc::downgrade(database));
+        database.process.spawn(async move { keep(task, watched, schedule).await });
+    }
     Ok(writer)
+}
+
+/// Renews a lease until the writer ends.
+async fn hold(writer: Arc<Writer>, mut lease: Lease, replica: Replica) {
+    let mut ended = writer.ended.subscribe();
+    loop {
+        tokio::select! {
+            _ = ended.wait_for(|ended| *ended) => break,
+            () = tokio::time::sleep(lease::RENEW) => {}
+        }
+        match lease.renew(&replica).await {
+            Ok(()) => {}
+            Err(error @ Error::Leased { .. }) => {
+                process::note_error(&format!("the lease was taken: {error}"));
+                writer.failed(&error, true);
+                return;
+            }
+            Err(error) => tracing::warn!(%error, "cannot renew the lease; trying again"),
+        }
+    }
+    lease.release(&replica).await;
+}
+
+/// Keeps the replica small until the writer ends.
+async fn keep(writer: Arc<Writer>, database: Weak<Database>, schedule: Schedule) {
+    let mut ended = writer.ended.subscribe();
+    let now = |database: &Database| {
+        database.replica.clock().unwrap_or_else(|| Timestamp(jiff::Timestamp::now().as_millisecond()))
+    };
+    let Some(mut upkeep) = database.upgrade().map(|database| Upkeep::new(schedule, now(&database))) else { return };
+    // By our own clock it is only decided when to look at the store's, which stands still as long as nothing is asked.
+    let pause = upkeep.shortest().clamp(Duration::from_millis(100), Duration::from_secs(60));
+    loop {
+        tokio::select! {
+            _ = ended.wait_for(|ended| *ended) => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+        let Some(database) = database.upgrade() else { return };
+        if writer.inner().refused.is_some() {
+            return;
+        }
+        let Ok(newest) = database.latest().map(|shown| shown.view.txid()) else { return };
+        let scratch = writer.settings.buffer_path.parent().map_or_else(std::env::temp_dir, std::path::Path::to_owned);
+        match Box::pin(upkeep.step(&database.replica, newest, now(&database), &scratch)).await {
+            Ok(kept) if kept == Kept::default() => {}
+            Ok(kept) => tracing::debug!(made = kept.made, deleted = kept.deleted, "compacted"),
+            Err(error) => tracing::warn!(url = %database.replica.url(), %error, "cannot compact; trying again later"),
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -155,6 +232,8 @@ async fn run(writer: Arc<Writer>, database: Weak<Database>) {
     checked |= writer.settings.unfenced;
     let (mut started, mut failures) = (Some(Instant::now()), 0_u32);
     let mut proof: Option<Timestamp> = None;
+    let mut renewed =
+        database.upgrade().and_then(|database| database.latest().ok()).map_or(0, |shown| shown.view.files().len());
     loop {
         let (pending, urgent) = {
             let inner = writer.inner();
@@ -198,6 +277,14 @@ async fn run(writer: Arc<Writer>, database: Weak<Database>) {
                     tracing::warn!(url = %database.replica.url(), "uploading again");
                 }
                 failures = 0;
+                let files = database.latest().map_or(0, |shown| shown.view.files().len());
+                if files >= renewed + MANY_FILES {
+                    // Others will have been merged: a shorter list is as good.
+                    if let Err(error) = Box::pin(database.renew()).await {
+                        tracing::warn!(%error, "cannot look for merged files");
+                    }
+                    renewed = database.latest().map_or(files, |shown| shown.view.files().len());
+                }
             }
             Err(Trouble { error, for_good }) => {
                 if failures == 0 || for_good {
@@ -293,7 +380,10 @@ async fn upload(writer: &Arc<Writer>, database: &Arc<Database>, proof: &mut Opti
         Some(bytes) => OpenFile::parse(info, bytes.clone(), &bytes)?,
         None => open_file(&database.replica, &info).await?,
     };
-    Ok(writer.proven(database, &sealed, Arc::new(file), intent)?)
+    // Of the same transaction as when the layers were sealed: nobody but this task moves on while the database is written.
+    let before = database.latest()?.view.clone();
+    let view = before.derive(&[Arc::new(file)], &database.process.spill).await?;
+    Ok(writer.proven(database, &sealed, Arc::new(view), intent)?)
 }
 
 /// The key that we wanted is taken: by ourselves, perhaps, before an answer was lost.

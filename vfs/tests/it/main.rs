@@ -5,6 +5,7 @@ mod common;
 mod hydration;
 mod round_trips;
 mod rules;
+mod speed;
 mod writing;
 
 /// Faults of every kind in such a share of requests.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{PoisonError, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use litestream_fixtures::s3::{Down, FaultKind, Operation, S3Options, S3Server, ScriptedFault};
@@ -13,23 +14,29 @@ use ltx::Txid;
 use proptest::prelude::*;
 use rusqlite::{Connection, OpenFlags};
 
-use crate::common::{BUCKET, eventually, open_uri, register, text, url_encode};
+use crate::common::{BUCKET, QUIET, eventually, open_uri, register, text, url_encode};
 
 /// Nothing goes up by itself.
 const BY_HAND: &str = "&write_enabled=1&sync_interval=1h";
 
 /// A store, and a folder for buffers and restored databases.
 pub(crate) struct Desk {
+    _busy: RwLockReadGuard<'static, ()>,
     pub(crate) server: S3Server,
     pub(crate) folder: tempfile::TempDir,
 }
 
 impl Desk {
     pub(crate) fn new() -> Self {
+        Self::with(S3Options::default())
+    }
+
+    fn with(options: S3Options) -> Self {
         register();
-        let server = S3Server::start(S3Options::default()).unwrap();
+        let server = S3Server::start(options).unwrap();
         server.create_bucket(BUCKET);
-        Self { server, folder: tempfile::tempdir().unwrap() }
+        let busy = QUIET.read().unwrap_or_else(PoisonError::into_inner);
+        Self { _busy: busy, server, folder: tempfile::tempdir().unwrap() }
     }
 
     pub(crate) fn uri(&self, buffer: &str, more: &str) -> String {
@@ -196,7 +203,7 @@ fn rule_10_journals_of_every_kind_stay_in_memory_and_roll_back() {
         assert!(dump(&writer) == before, "{mode}");
         writer.execute_batch("BEGIN; UPDATE t SET text = 'kept' WHERE n = 7; SAVEPOINT a; UPDATE t SET text = hex(randomblob(300)); ROLLBACK TO a; COMMIT").unwrap();
         assert_eq!(text(&writer, "SELECT count(*) FROM t WHERE text = 'kept'").unwrap(), "1", "{mode}");
-        writer.execute_batch(&format!("UPDATE t SET text = (SELECT text FROM t WHERE n = 8) WHERE n = 7")).unwrap();
+        writer.execute_batch("UPDATE t SET text = (SELECT text FROM t WHERE n = 8) WHERE n = 7").unwrap();
         writer.execute_batch("DELETE FROM t; INSERT INTO t VALUES (1, 'x')").unwrap();
         writer.execute_batch("DELETE FROM t").unwrap();
         fill(&writer, 1, 3000);
@@ -245,7 +252,7 @@ fn rule_11_what_is_not_uploaded_is_there_after_a_restart_and_goes_up() {
     drop(writer);
     eventually("the writer to be gone", || true);
     desk.server.set_down(None).unwrap();
-    let other = desk.open("other", &format!("&poll_interval=3s"));
+    let other = desk.open("other", "&poll_interval=3s");
     assert_eq!(text(&other, "SELECT count(*) FROM t WHERE n = 1000").unwrap(), "0", "it cannot be there yet");
     let writer = desk.writer();
     assert!(dump(&writer) == content, "what was committed is there at once");
@@ -623,4 +630,168 @@ fn rule_14_every_page_size_with_every_kind_of_step() {
             same_as_an_ordinary_database(page_size, auto_vacuum, &steps);
         }
     }
+}
+
+/// What a process of its own does, for those who kill it: it inserts rows for ever, and says of each when it was committed.
+#[test]
+#[ignore = "runs as a process of its own, started by others"]
+fn child() {
+    let Ok(uri) = std::env::var("WRITING_TEST_URI") else { return };
+    register();
+    let writer = open_uri(&uri).unwrap();
+    writer.execute_batch("CREATE TABLE IF NOT EXISTS t (n INTEGER PRIMARY KEY, text)").unwrap();
+    loop {
+        let n: i64 = text(&writer, "SELECT coalesce(max(n), 0) + 1 FROM t").unwrap().parse().unwrap();
+        writer.execute("INSERT INTO t VALUES (?, hex(randomblob(300)))", [n]).unwrap();
+        println!("child: committed {n}");
+        if n % 40 == 0 {
+            println!("child: durable {n} {}", sync(&writer));
+        }
+    }
+}
+
+/// Lets a child write for a while, kills it, and returns the last rows that were committed and durable.
+fn write_and_die(uri: &str, after: Duration) -> (i64, i64) {
+    use std::io::{BufRead, BufReader};
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "writing::child", "--ignored", "--nocapture", "--test-threads=1"])
+        .env("WRITING_TEST_URI", uri)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let output = BufReader::new(child.stdout.take().unwrap());
+    let killer = std::thread::spawn(move || {
+        std::thread::park_timeout(after);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    });
+    let (mut committed, mut durable) = (0, 0);
+    for line in output.lines().map_while(Result::ok) {
+        let words: Vec<&str> = line.rsplit("child: ").next().unwrap().split(' ').collect();
+        match words[..] {
+            ["committed", n] => committed = n.parse().unwrap_or(committed),
+            ["durable", n, _] => durable = n.parse().unwrap_or(durable),
+            _ => {}
+        }
+    }
+    killer.join().unwrap();
+    (committed, durable)
+}
+
+#[test]
+fn rule_11_a_commit_survives_kill_9_here_and_a_synced_one_everywhere() {
+    let desk = Desk::new();
+    let uri = desk.uri("buffer", "&write_enabled=1&sync_interval=30ms");
+    let (mut committed, mut durable) = (0, 0);
+    for round in 0..12 {
+        let elsewhere = format!("elsewhere-{round}");
+        let (last, synced) = write_and_die(&uri, Duration::from_millis(250 + 67 * round));
+        (committed, durable) = (last.max(committed), synced.max(durable));
+        // Another machine has what was synced, and no half of anything.
+        let other = desk.open(&elsewhere, &format!("&poll_interval={}ms", 100 + round));
+        let there: i64 = text(&other, "SELECT coalesce(max(n), 0) FROM t").unwrap_or("0".to_owned()).parse().unwrap();
+        assert!(there >= durable, "round {round}: {durable} was durable, {there} is there");
+        other.close().unwrap();
+        // This machine has all that was committed; perhaps the one, too, whose word did not get out any more.
+        let here = desk.open("buffer", "&write_enabled=1&sync_interval=1h");
+        let count: i64 = text(&here, "SELECT count(*) FROM t").unwrap_or("0".to_owned()).parse().unwrap();
+        assert!(
+            count >= committed && count <= committed + 1,
+            "round {round}: {committed} were committed, {count} are there"
+        );
+        assert_eq!(text(&here, "PRAGMA integrity_check").unwrap(), "ok");
+        if round % 2 == 0 {
+            sync(&here);
+            assert_eq!(text(&desk.restored(None), "SELECT count(*) FROM t").unwrap(), count.to_string());
+        }
+        here.close().unwrap();
+    }
+    assert!(committed > 100 && durable > 0, "{committed} {durable}");
+}
+
+#[test]
+fn rule_12_a_writer_that_slept_too_long_finds_out() {
+    let desk = Desk::new();
+    let sleeper = desk.open("sleeper", "&write_enabled=1&sync_interval=1h&fence_window=1s");
+    sleeper.execute_batch(TABLE).unwrap();
+    assert_eq!(sync(&sleeper), "0000000000000001");
+    // Another goes on; its first files are merged and deleted, so that the sleeper's next number is free again.
+    let other = desk.open("other", &format!("{BY_HAND}&poll_interval=2s"));
+    for n in 0..4 {
+        other.execute("INSERT INTO t VALUES (?, 'other')", [n]).unwrap();
+        sync(&other);
+    }
+    let gone = format!("db/0000/{0:016x}-{0:016x}.ltx", 2);
+    assert!(desk.server.remove_object(BUCKET, &gone));
+    let started = Instant::now();
+    eventually("the window to pass", || started.elapsed() > Duration::from_millis(2_500));
+    sleeper.execute_batch("INSERT INTO t VALUES (100, 'sleeper')").unwrap();
+    let error = text(&sleeper, "PRAGMA litestream_sync").unwrap_err().to_string();
+    assert!(error.contains("fenced: transaction"), "{error}");
+    assert!(!desk.server.keys(BUCKET).contains(&gone), "what was put too late is deleted");
+    sleeper.execute_batch("INSERT INTO t VALUES (101, 'sleeper')").unwrap_err();
+}
+
+#[test]
+fn rule_12_a_store_that_ignores_conditions_is_refused() {
+    let desk = Desk::with(S3Options { ignore_preconditions: true, ..S3Options::default() });
+    let writer = desk.writer();
+    writer.execute_batch(TABLE).unwrap();
+    let error = text(&writer, "PRAGMA litestream_sync").unwrap_err().to_string();
+    assert!(error.contains("ignores If-None-Match") && error.contains("unfenced=true"), "{error}");
+    drop(writer);
+    let writer = desk.open("buffer", &format!("{BY_HAND}&unfenced=true&poll_interval=2s"));
+    assert_eq!(sync(&writer), "0000000000000001");
+    assert!(desk.server.keys(BUCKET).iter().all(|key| !key.contains("probe")));
+}
+
+#[test]
+fn rule_12_a_lease_refuses_a_second_writer_at_open() {
+    let desk = Desk::new();
+    let first = desk.open("first", &format!("{BY_HAND}&lease=true"));
+    first.execute_batch(TABLE).unwrap();
+    let second = || open_uri(&desk.uri("second", &format!("{BY_HAND}&lease=true&poll_interval=2s")));
+    second().unwrap_err();
+    let why = text(&first, "PRAGMA litestream_error").unwrap();
+    assert!(why.contains("holds the lease on this replica until"), "{why}");
+    assert!(desk.server.object(BUCKET, "db/lock.json").is_some());
+    first.close().unwrap();
+    let mut opened = None;
+    eventually("the lease to be given back", || {
+        opened = second().ok();
+        opened.is_some()
+    });
+    opened.unwrap().execute_batch("INSERT INTO t VALUES (1, 'second')").unwrap();
+    // One that nobody renews runs out; one that cannot be read keeps nobody out.
+    desk.server.put_object(BUCKET, "db/lock.json", "garbage", &[]);
+    drop(desk.open("third", &format!("{BY_HAND}&lease=true&poll_interval=3s")));
+    let lock = r#"{"generation":7,"expires_at":"2001-01-01T00:00:00Z","owner":"old:1"}"#;
+    desk.server.put_object(BUCKET, "db/lock.json", lock, &[]);
+    drop(desk.open("fourth", &format!("{BY_HAND}&lease=true&poll_interval=4s")));
+}
+
+#[test]
+fn a_writer_keeps_its_replica_small_where_it_is_told_to() {
+    let desk = Desk::new();
+    let more = "&write_enabled=1&sync_interval=10ms&compaction_enabled=true&compaction_levels=300ms,1s&snapshot_interval=2s&l0_retention=500ms&snapshot_retention=1s";
+    let writer = desk.open("buffer", more);
+    writer.execute_batch(TABLE).unwrap();
+    let started = Instant::now();
+    let mut n = 0;
+    while started.elapsed() < Duration::from_secs(6) {
+        n += 1;
+        writer.execute("INSERT INTO t VALUES (?, hex(randomblob(200)))", [n]).unwrap();
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+    sync(&writer);
+    let uploads = stat(&writer, "uploads");
+    let files =
+        |level: u32| desk.server.keys(BUCKET).iter().filter(|key| key.starts_with(&format!("db/{level:04x}/"))).count();
+    assert!(uploads > 50, "{uploads}");
+    assert!(files(1) > 0 && files(9) > 0, "{:?}", desk.server.keys(BUCKET));
+    assert!((files(0) as u64) < uploads / 2, "{} of {uploads}", files(0));
+    assert!(dump(&desk.restored(None)) == dump(&writer));
+    let reader = desk.open("x", "&poll_interval=123ms");
+    assert!(dump(&reader) == dump(&writer));
 }

@@ -260,7 +260,7 @@ pub(super) fn vfs_process(world: &mut World) -> Checked {
 }
 
 /// The extension, as it was built for this run.
-fn extension() -> Result<PathBuf> {
+pub(super) fn extension() -> Result<PathBuf> {
     let name = format!("{}litestream_vfs{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
     let path = built(&name);
     ensure!(path.is_file(), "no extension at {}", path.display());
