@@ -196,7 +196,7 @@ fn rule_10_journals_of_every_kind_stay_in_memory_and_roll_back() {
         assert!(dump(&writer) == before, "{mode}");
         writer.execute_batch("BEGIN; UPDATE t SET text = 'kept' WHERE n = 7; SAVEPOINT a; UPDATE t SET text = hex(randomblob(300)); ROLLBACK TO a; COMMIT").unwrap();
         assert_eq!(text(&writer, "SELECT count(*) FROM t WHERE text = 'kept'").unwrap(), "1", "{mode}");
-        writer.execute_batch(&format!("UPDATE t SET text = (SELECT text FROM t WHERE n = 8) WHERE n = 7")).unwrap();
+        writer.execute_batch("UPDATE t SET text = (SELECT text FROM t WHERE n = 8) WHERE n = 7").unwrap();
         writer.execute_batch("DELETE FROM t; INSERT INTO t VALUES (1, 'x')").unwrap();
         writer.execute_batch("DELETE FROM t").unwrap();
         fill(&writer, 1, 3000);
@@ -245,7 +245,7 @@ fn rule_11_what_is_not_uploaded_is_there_after_a_restart_and_goes_up() {
     drop(writer);
     eventually("the writer to be gone", || true);
     desk.server.set_down(None).unwrap();
-    let other = desk.open("other", &format!("&poll_interval=3s"));
+    let other = desk.open("other", "&poll_interval=3s");
     assert_eq!(text(&other, "SELECT count(*) FROM t WHERE n = 1000").unwrap(), "0", "it cannot be there yet");
     let writer = desk.writer();
     assert!(dump(&writer) == content, "what was committed is there at once");
