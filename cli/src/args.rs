@@ -175,7 +175,12 @@ pub(crate) struct LtxArgs {
   # for programs
   litestream vfs-shell s3://bucket/my.db '.mode json' 'SELECT * FROM orders'
   litestream vfs-shell s3://bucket/my.db .dump | sqlite3 copy.db
-  litestream vfs-shell s3://bucket/my.db < report.sql")]
+  litestream vfs-shell s3://bucket/my.db < report.sql
+  # writing: what is committed goes up every second, on .sync and on leaving
+  litestream vfs-shell --write s3://bucket/my.db
+  litestream vfs-shell --write --buffer /var/lib/litestream/my.db s3://bucket/my.db 'DELETE FROM orders WHERE paid'
+  # many queries: pull the database into a local file meanwhile, which stays and is gone on from next time
+  litestream vfs-shell --hydrate=/var/cache/my.db s3://bucket/my.db")]
 pub(crate) struct VfsShellArgs {
     /// A database of the configuration file, or a replica's URL [default: $LITESTREAM_REPLICA_URL, or the only database of the configuration
     /// file].
@@ -187,6 +192,19 @@ pub(crate) struct VfsShellArgs {
     /// Stay at this moment, or at this transaction: RFC 3339, such as '5 minutes ago', or 16 hexadecimal digits.
     #[arg(long, value_name = "TIME|TXID", allow_hyphen_values = true)]
     pub(crate) at: Option<String>,
+    /// Write, too. There may be one writer: another one is told by the next upload, and what it has committed stays in its write buffer.
+    #[arg(long, conflicts_with = "at")]
+    pub(crate) write: bool,
+    /// Where what is committed lies until it is uploaded [default: $LITESTREAM_BUFFER_PATH, or .NAME-litestream/buffer beside the database; for a
+    /// URL, in this folder].
+    #[arg(long, value_name = "PATH", requires = "write")]
+    pub(crate) buffer: Option<PathBuf>,
+    /// How often what is committed is uploaded [default: $LITESTREAM_SYNC_INTERVAL or 1s].
+    #[arg(long, value_name = "DURATION", requires = "write", value_parser = duration)]
+    pub(crate) sync_interval: Option<Duration>,
+    /// Pull the whole database into a local file while it is queried: a temporary one, or this one, which stays.
+    #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true, conflicts_with = "at")]
+    pub(crate) hydrate: Option<Option<PathBuf>>,
 }
 
 /// Which levels to list.
