@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 /// SQLite kept in step with S3-style object storage, and queried straight from it.
 #[derive(Debug, Parser)]
@@ -14,7 +14,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
   litestream restore --timestamp '5 minutes ago' -o before.db s3://bucket/my.db
   litestream ltx s3://bucket/my.db
   litestream compact /var/lib/my.db
-  litestream vfs-shell s3://bucket/my.db")]
+  litestream vfs-shell s3://bucket/my.db
+  litestream vfs-buffer /var/lib/.my.db-litestream")]
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) common: Common,
@@ -52,6 +53,8 @@ pub(crate) enum Command {
     Databases(ListArgs),
     /// Query a replica with SQL, without downloading the database.
     VfsShell(VfsShellArgs),
+    /// Look into the write buffer that a writer left behind, and save what is in it.
+    VfsBuffer(VfsBufferArgs),
     /// Print the version.
     Version(VersionArgs),
     /// Print a completion script for a shell.
@@ -205,6 +208,44 @@ pub(crate) struct VfsShellArgs {
     /// Pull the whole database into a local file while it is queried: a temporary one, or this one, which stays.
     #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true, conflicts_with = "at")]
     pub(crate) hydrate: Option<Option<PathBuf>>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("action").args(["export", "push", "discard"]))]
+#[command(after_help = "Examples:
+  # what is in it
+  litestream vfs-buffer /var/lib/.my.db-litestream/buffer
+  # upload it, where nobody else has written meanwhile
+  litestream vfs-buffer --push /var/lib/.my.db-litestream/buffer
+  # somebody has: what this writer saw, as a database of its own
+  litestream vfs-buffer --export mine.db /var/lib/.my.db-litestream/buffer
+  # done with it
+  litestream vfs-buffer --discard /var/lib/.my.db-litestream/buffer")]
+pub(crate) struct VfsBufferArgs {
+    /// The write buffer: its control file, the folder that it lies in, or the database whose it is.
+    #[arg(value_name = "PATH")]
+    pub(crate) path: PathBuf,
+    /// Build a database: the replica where the buffer begins, and the buffer's transactions.
+    #[arg(long, value_name = "OUT")]
+    pub(crate) export: Option<PathBuf>,
+    /// Replace a database that is there, once the new one is complete and verified.
+    #[arg(long, requires = "export")]
+    pub(crate) force: bool,
+    /// Upload the buffer's transactions, wait for it, and print the TXID. Where another writer has gone on, nothing is changed.
+    #[arg(long)]
+    pub(crate) push: bool,
+    /// The replica, as a URL or as a database of the configuration file [default: the address in the buffer].
+    #[arg(long, value_name = "DB|URL", conflicts_with = "discard")]
+    pub(crate) replica: Option<String>,
+    /// Delete the buffer, and with it what was never uploaded.
+    #[arg(long)]
+    pub(crate) discard: bool,
+    /// Do not ask before that.
+    #[arg(long, requires = "discard")]
+    pub(crate) yes: bool,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Which levels to list.

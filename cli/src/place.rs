@@ -127,6 +127,19 @@ pub(crate) fn only(common: &Common) -> anyhow::Result<Named> {
     }
 }
 
+/// The replica that has this address, with credentials and all: as the configuration knows it, or as its URL and the environment say.
+pub(crate) fn at_address(common: &Common, url: &str) -> anyhow::Result<ReplicaConfig> {
+    let mut address = ReplicaConfig::from_url(url)?;
+    if let (_, Some(config)) = load_config(common)?
+        && let Some(database) = owner(&config, &address)
+        && let Some(known) = database.replicas.into_iter().find(|known| lies_at(&known.config, &address))
+    {
+        return Ok(known.config);
+    }
+    address.apply_env(env)?;
+    Ok(address)
+}
+
 /// A path from here on to wherever a program may be, as text.
 pub(crate) fn text(path: &Path) -> anyhow::Result<String> {
     let absolute = std::path::absolute(path).with_context(|| format!("{path:?}"))?;
