@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 /// SQLite kept in step with S3-style object storage, and queried straight from it.
 #[derive(Debug, Parser)]
@@ -14,7 +14,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
   litestream restore --timestamp '5 minutes ago' -o before.db s3://bucket/my.db
   litestream ltx s3://bucket/my.db
   litestream compact /var/lib/my.db
-  litestream vfs-shell s3://bucket/my.db")]
+  litestream vfs-shell s3://bucket/my.db
+  litestream vfs-buffer /var/lib/.my.db-litestream")]
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) common: Common,
@@ -52,6 +53,8 @@ pub(crate) enum Command {
     Databases(ListArgs),
     /// Query a replica with SQL, without downloading the database.
     VfsShell(VfsShellArgs),
+    /// Look into the write buffer that a writer left behind, and save what is in it.
+    VfsBuffer(VfsBufferArgs),
     /// Print the version.
     Version(VersionArgs),
     /// Print a completion script for a shell.
@@ -185,7 +188,12 @@ pub(crate) struct LtxArgs {
   # for programs
   litestream vfs-shell s3://bucket/my.db '.mode json' 'SELECT * FROM orders'
   litestream vfs-shell s3://bucket/my.db .dump | sqlite3 copy.db
-  litestream vfs-shell s3://bucket/my.db < report.sql")]
+  litestream vfs-shell s3://bucket/my.db < report.sql
+  # writing: what is committed goes up every second, on .sync and on leaving
+  litestream vfs-shell --write s3://bucket/my.db
+  litestream vfs-shell --write --buffer /var/lib/litestream/my.db s3://bucket/my.db 'DELETE FROM orders WHERE paid'
+  # many queries: pull the database into a local file meanwhile, which stays and is gone on from next time
+  litestream vfs-shell --hydrate=/var/cache/my.db s3://bucket/my.db")]
 pub(crate) struct VfsShellArgs {
     /// A database of the configuration file, or a replica's URL [default: $LITESTREAM_REPLICA_URL, or the only database of the configuration
     /// file].
@@ -197,6 +205,57 @@ pub(crate) struct VfsShellArgs {
     /// Stay at this moment, or at this transaction: RFC 3339, such as '5 minutes ago', or 16 hexadecimal digits.
     #[arg(long, value_name = "TIME|TXID", allow_hyphen_values = true)]
     pub(crate) at: Option<String>,
+    /// Write, too. There may be one writer: another one is told by the next upload, and what it has committed stays in its write buffer.
+    #[arg(long, conflicts_with = "at")]
+    pub(crate) write: bool,
+    /// Where what is committed lies until it is uploaded [default: $LITESTREAM_BUFFER_PATH, or .NAME-litestream/buffer beside the database; for a
+    /// URL, in this folder].
+    #[arg(long, value_name = "PATH", requires = "write")]
+    pub(crate) buffer: Option<PathBuf>,
+    /// How often what is committed is uploaded [default: $LITESTREAM_SYNC_INTERVAL or 1s].
+    #[arg(long, value_name = "DURATION", requires = "write", value_parser = duration)]
+    pub(crate) sync_interval: Option<Duration>,
+    /// Pull the whole database into a local file while it is queried: a temporary one, or this one, which stays.
+    #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true, conflicts_with = "at")]
+    pub(crate) hydrate: Option<Option<PathBuf>>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("action").args(["export", "push", "discard"]))]
+#[command(after_help = "Examples:
+  # what is in it
+  litestream vfs-buffer /var/lib/.my.db-litestream/buffer
+  # upload it, where nobody else has written meanwhile
+  litestream vfs-buffer --push /var/lib/.my.db-litestream/buffer
+  # somebody has: what this writer saw, as a database of its own
+  litestream vfs-buffer --export mine.db /var/lib/.my.db-litestream/buffer
+  # done with it
+  litestream vfs-buffer --discard /var/lib/.my.db-litestream/buffer")]
+pub(crate) struct VfsBufferArgs {
+    /// The write buffer: its control file, the folder that it lies in, or the database whose it is.
+    #[arg(value_name = "PATH")]
+    pub(crate) path: PathBuf,
+    /// Build a database: the replica where the buffer begins, and the buffer's transactions.
+    #[arg(long, value_name = "OUT")]
+    pub(crate) export: Option<PathBuf>,
+    /// Replace a database that is there, once the new one is complete and verified.
+    #[arg(long, requires = "export")]
+    pub(crate) force: bool,
+    /// Upload the buffer's transactions, wait for it, and print the TXID. Where another writer has gone on, nothing is changed.
+    #[arg(long)]
+    pub(crate) push: bool,
+    /// The replica, as a URL or as a database of the configuration file [default: the address in the buffer].
+    #[arg(long, value_name = "DB|URL", conflicts_with = "discard")]
+    pub(crate) replica: Option<String>,
+    /// Delete the buffer, and with it what was never uploaded.
+    #[arg(long)]
+    pub(crate) discard: bool,
+    /// Do not ask before that.
+    #[arg(long, requires = "discard")]
+    pub(crate) yes: bool,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Which levels to list.

@@ -2,6 +2,7 @@
 
 mod args;
 mod commands;
+mod connect;
 mod output;
 mod place;
 mod shell;
@@ -42,6 +43,12 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     if let Command::VfsShell(args) = &arguments.command {
         return commands::vfs_shell::run(&arguments.common, args);
     }
+    // So does what pushes, and what asks a person leaves the signals as they are.
+    if let Command::VfsBuffer(args) = &arguments.command
+        && args.export.is_none()
+    {
+        return commands::vfs_buffer::run(&arguments.common, args).map(|()| ExitCode::SUCCESS);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let publishing = Publishing::default();
     let outcome = runtime.block_on(until_interrupted(dispatch(arguments, &publishing), interrupted(), &publishing));
@@ -76,6 +83,7 @@ async fn dispatch(arguments: Arguments, publishing: &Publishing) -> anyhow::Resu
         Command::Ltx(args) => commands::ltx::run(&common, &args).await,
         // Taken out before; see `run`.
         Command::VfsShell(args) => commands::vfs_shell::run(&common, &args).map(drop),
+        Command::VfsBuffer(args) => commands::vfs_buffer::export(&common, &args, publishing).await,
         Command::Databases(args) => commands::databases::run(&common, &args),
         Command::Version(args) => commands::version::run(&args),
         Command::Completions(args) => commands::generate::completions(&args),

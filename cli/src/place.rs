@@ -126,6 +126,29 @@ pub(crate) fn only(common: &Common) -> anyhow::Result<Named> {
         }
     }
 }
+
+/// The replica that has this address, with credentials and all: as the configuration knows it, or as its URL and the environment say.
+pub(crate) fn at_address(common: &Common, url: &str) -> anyhow::Result<ReplicaConfig> {
+    let mut address = ReplicaConfig::from_url(url)?;
+    if let (_, Some(config)) = load_config(common)?
+        && let Some(database) = owner(&config, &address)
+        && let Some(known) = database.replicas.into_iter().find(|known| lies_at(&known.config, &address))
+    {
+        return Ok(known.config);
+    }
+    address.apply_env(env)?;
+    Ok(address)
+}
+
+/// A path from here on to wherever a program may be, as text.
+pub(crate) fn text(path: &Path) -> anyhow::Result<String> {
+    let absolute = std::path::absolute(path).with_context(|| format!("{path:?}"))?;
+    // What a slash at the end says gets lost otherwise.
+    let slash = if path.to_string_lossy().ends_with('/') { "/" } else { "" };
+    let text = absolute.to_str().with_context(|| format!("{path:?}: this path is no UTF-8 text"))?;
+    Ok(format!("{}{slash}", text.trim_end_matches('/')))
+}
+
 /// As [`find`]; and where `source` is a URL, with the settings of the database whose replica lies there, if the configuration knows one.
 pub(crate) async fn find_with_settings(common: &Common, source: &str) -> anyhow::Result<Place> {
     let mut place = find(common, source).await?;
@@ -143,8 +166,7 @@ pub(crate) async fn find_with_settings(common: &Common, source: &str) -> anyhow:
 fn owner(config: &Config, address: &ReplicaConfig) -> Option<DbConfig> {
     let own = config.dbs.iter().find_map(|entry| match entry {
         DbEntry::Database(database) => {
-            let here = |replica: &config::Replica| below(&replica.config, address).is_some_and(|rest| rest.is_empty());
-            database.replicas.iter().any(here).then(|| database.clone())
+            database.replicas.iter().any(|replica| lies_at(&replica.config, address)).then(|| database.clone())
         }
         DbEntry::Directory(_) => None,
     });
@@ -162,6 +184,10 @@ fn owner_in(folder: &DirConfig, address: &ReplicaConfig) -> Option<DbConfig> {
         let relative = below(&replica.config, address).filter(|rest| !rest.is_empty())?;
         folder.database(&folder.dir.join(relative))
     })
+}
+
+fn lies_at(replica: &ReplicaConfig, address: &ReplicaConfig) -> bool {
+    below(replica, address).is_some_and(|rest| rest.is_empty())
 }
 
 /// Where `address` lies below `base`, empty where it is the same place. Only what says *where* counts.

@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use litestream_fixtures::golden::golden_dir;
+use litestream_fixtures::s3::{Down, S3Options, S3Server};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 const PROMPT: &str = "litestream> ";
@@ -28,15 +29,21 @@ struct Terminal {
 
 impl Terminal {
     fn start(state: &Path) -> Self {
+        let replica = format!("file://{}", golden_dir().join("levels/replica").display());
+        Self::with(state, &[&replica], &[])
+    }
+
+    fn with(state: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
         let name = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
         let device = || File::options().read(true).write(true).open(&name).unwrap();
-        let replica = format!("file://{}", golden_dir().join("levels/replica").display());
         // A terminal of one's own, which only a new session can have.
         let child = Command::new("setsid")
-            .args(["--ctty", env!("CARGO_BIN_EXE_litestream"), "vfs-shell", &replica])
+            .args(["--ctty", env!("CARGO_BIN_EXE_litestream"), "vfs-shell"])
+            .args(arguments)
+            .envs(variables.iter().copied())
             .envs([("XDG_STATE_HOME", state.as_os_str()), ("TERM", "xterm".as_ref()), ("NO_COLOR", "1".as_ref())])
             .stdin(device())
             .stdout(device())
@@ -165,4 +172,40 @@ fn a_request_to_end_leaves_the_terminal_as_it_was() {
     terminal.wait_for("litestream: terminated");
     assert_eq!(terminal.child.wait().unwrap().code(), Some(1));
     assert_eq!(rustix::termios::tcgetattr(&terminal.keyboard).unwrap().local_modes, before.local_modes);
+}
+
+#[test]
+fn the_prompt_marks_what_is_not_uploaded_and_leaving_waits_for_it() {
+    let (state, server) = (tempfile::tempdir().unwrap(), S3Server::start(S3Options::default()).unwrap());
+    server.create_bucket("bkt");
+    let (url, buffer) = (format!("s3://bkt/db?endpoint={}", server.endpoint()), state.path().join("buffer"));
+    let buffer = buffer.to_str().unwrap();
+    let variables = [
+        ("LITESTREAM_ACCESS_KEY_ID", server.access_key()),
+        ("LITESTREAM_SECRET_ACCESS_KEY", server.secret_key()),
+        ("LITESTREAM_CONFIG", ""),
+    ];
+    let arguments = ["--write", "--buffer", buffer, "--sync-interval", "1h", &url];
+    let mut terminal = Terminal::with(state.path(), &arguments, &variables);
+    terminal.wait_for(PROMPT);
+    terminal.press("CREATE TABLE t(a);\r");
+    terminal.wait_for("litestream*> ");
+    terminal.press(".sync\r");
+    terminal.wait_for("0000000000000001");
+    terminal.wait_for(PROMPT);
+    terminal.press("INSERT INTO t VALUES(1);\r");
+    terminal.wait_for("litestream*> ");
+    server.set_down(Some(Down::Silent)).unwrap();
+    terminal.press("\x04");
+    terminal.wait_for("uploading; Ctrl-C ends this: what is not uploaded yet is kept in ");
+    terminal.press("\x03");
+    terminal.wait_for("litestream: interrupted; what is not uploaded yet is kept in ");
+    assert_eq!(terminal.child.wait().unwrap().code(), Some(1));
+    server.set_down(None).unwrap();
+
+    let mut terminal = Terminal::with(state.path(), &arguments, &variables);
+    terminal.wait_for("one transaction was left in the write buffer");
+    terminal.wait_for("litestream*> ");
+    assert!(terminal.leave().success());
+    assert!(server.object("bkt", "db/0000/0000000000000002-0000000000000002.ltx").is_some());
 }

@@ -484,6 +484,10 @@ impl Connection {
                 Ok(lines.join("\n"))
             }
             ("litestream_write_enabled", None) => Ok(u8::from(self.writer.is_some()).to_string()),
+            ("litestream_buffer_path", None) => {
+                let path = self.writer.as_ref().map(|writer| writer.buffer_path().display().to_string());
+                Ok(path.unwrap_or_default())
+            }
             ("litestream_write_enabled", Some(value)) => self.set_write_enabled(value, stop),
             ("litestream_sync", None) => match &self.writer {
                 Some(_) if self.transaction.as_ref().is_some_and(Transaction::is_dirty) => {

@@ -7,4 +7,5 @@ pub(crate) mod generate;
 pub(crate) mod ltx;
 pub(crate) mod restore;
 pub(crate) mod version;
+pub(crate) mod vfs_buffer;
 pub(crate) mod vfs_shell;

@@ -230,7 +230,7 @@ fn check(how: IntegrityCheck) -> Option<Arc<Check>> {
 }
 
 /// Nobody else knows the file yet, so SQLite needs no locks and must leave no sidecars beside it.
-fn problems(path: &Path, pragma: &str) -> rusqlite::Result<Vec<String>> {
+pub(super) fn problems(path: &Path, pragma: &str) -> rusqlite::Result<Vec<String>> {
     let mut uri = String::from("file:");
     for byte in path.as_os_str().as_encoded_bytes() {
         match byte {

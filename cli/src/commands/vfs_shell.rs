@@ -3,18 +3,18 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{anyhow, bail};
 use jiff::Zoned;
 use litestream_storage::config::ReplicaConfig;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::Connection;
 
 use crate::args::{Common, VfsShellArgs};
-use crate::output;
 use crate::place::{self, Named};
 use crate::shell::interrupts::Interrupts;
 use crate::shell::session::{Flow, Place, Session};
 use crate::shell::values::Values;
-use crate::shell::{address, editor, script};
+use crate::shell::{editor, script};
+use crate::{connect, output};
 
 /// Runs the shell. What failed has been told already where only the code says so.
 pub(crate) fn run(common: &Common, args: &VfsShellArgs) -> anyhow::Result<ExitCode> {
@@ -27,11 +27,12 @@ pub(crate) fn run(common: &Common, args: &VfsShellArgs) -> anyhow::Result<ExitCo
         None => place::only(common)?,
     };
     let interrupts = Interrupts::listen()?;
-    let values = register()?;
-    let (mut connection, replica) = open(&named, at, &values)?;
+    let values = connect::register()?;
+    let (mut connection, replica) = open(&named, args, at, &values)?;
     interrupts.guard(&mut connection)?;
     let place = Place { url: replica.url(), at: at.map(str::to_owned) };
-    let session = Session::new(connection, values, place, interrupts);
+    let mut session = Session::new(connection, values, place, interrupts);
+    session.greet_writer();
     let session = if !args.sql.is_empty() {
         let mut session = session.bail();
         let _ = args.sql.iter().map(|sql| script::run_text(&mut session, sql)).find(|flow| *flow == Flow::Quit);
@@ -40,13 +41,14 @@ pub(crate) fn run(common: &Common, args: &VfsShellArgs) -> anyhow::Result<ExitCo
         let mut session = session.interactive();
         session.greet();
         editor::run(&mut session)?;
-        return Ok(ExitCode::SUCCESS);
+        // What a person has seen fail is no failure of the shell.
+        return Ok(if session.leave() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     } else {
-        let mut session = session;
         script::run_lines(&mut session, std::io::stdin().lock(), "stdin");
         session
     };
-    Ok(if session.has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    let has_failed = session.has_failed();
+    Ok(if session.leave() && !has_failed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Says early, and in the option's name, what the VFS would say of a moment.
@@ -60,49 +62,49 @@ fn check_moment(at: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Registers the VFS with the SQLite that is linked. It can be used from the second connection on, so the first one becomes a helper.
-fn register() -> anyhow::Result<Values> {
-    if !litestream_vfs::register(rusqlite::ffi::sqlite3_auto_extension) {
-        bail!("SQLite does not take the VFS: it is out of memory");
+/// What the VFS is told beside the replica's address.
+fn parameters(args: &VfsShellArgs, at: Option<&str>) -> anyhow::Result<Vec<(&'static str, String)>> {
+    // Said in any case: a shell that nobody asked to write shall not, whatever the environment says about other programs.
+    let mut parameters = vec![("write_enabled", args.write.to_string())];
+    parameters.extend(at.map(|at| ("at", at.to_owned())));
+    if let Some(path) = &args.buffer {
+        parameters.push(("buffer_path", place::text(path)?));
     }
-    Ok(Values::new(Connection::open_in_memory().context("cannot register the VFS")?))
+    if let Some(interval) = args.sync_interval {
+        parameters.push(("sync_interval", format!("{}ms", interval.as_millis())));
+    }
+    if let Some(path) = &args.hydrate {
+        parameters.push(("hydration_enabled", true.to_string()));
+        if let Some(path) = path {
+            parameters.push(("hydration_path", place::text(path)?));
+        }
+    }
+    Ok(parameters)
 }
 
-/// Opens the first replica that can be opened; the others are passed over, but not silently.
-fn open<'a>(named: &'a Named, at: Option<&str>, values: &Values) -> anyhow::Result<(Connection, &'a ReplicaConfig)> {
+/// Opens the first replica that can be opened; the others are passed over, but not silently. To write, there must be no choice.
+fn open<'a>(
+    named: &'a Named,
+    args: &VfsShellArgs,
+    at: Option<&str>,
+    values: &Values,
+) -> anyhow::Result<(Connection, &'a ReplicaConfig)> {
+    let parameters = parameters(args, at)?;
+    if args.write && named.replicas.len() > 1 {
+        let urls: Vec<String> = named.replicas.iter().map(ReplicaConfig::url).collect();
+        bail!("there are several replicas, of which one must be chosen to be written: name {}", urls.join(" or "));
+    }
     let mut replicas = named.replicas.iter().peekable();
     while let Some(replica) = replicas.next() {
         let name = match &named.database {
             Some(database) => database.path.display().to_string(),
-            None => last_part(&replica.url()),
+            None => connect::last_part(&replica.url()),
         };
-        // To create is for databases that are attached: these flags are theirs too.
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-            | OpenFlags::SQLITE_OPEN_CREATE
-            | OpenFlags::SQLITE_OPEN_URI
-            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        match Connection::open_with_flags(address::uri(replica, &name, at), flags) {
+        match connect::open(replica, &name, &parameters, values) {
             Ok(connection) => return Ok((connection, replica)),
-            Err(error) => {
-                // SQLite's own text would show the URI, and with it the credentials.
-                let cause = values.last_error();
-                let why = if cause.is_empty() { without_message(&error) } else { cause };
-                if replicas.peek().is_none() {
-                    bail!("{why}");
-                }
-                output::note(&format!("passing over a replica: {why}"));
-            }
+            Err(error) if replicas.peek().is_none() => return Err(error),
+            Err(error) => output::note(&format!("passing over a replica: {error}")),
         }
     }
     bail!("no replica is configured")
-}
-
-/// What a URL's path ends with. Never nothing: SQLite takes a database without a name for a temporary one.
-fn last_part(url: &str) -> String {
-    let place = url.split('?').next().unwrap_or_default();
-    place.rsplit('/').find(|part| !part.is_empty()).unwrap_or("replica").to_owned()
-}
-
-fn without_message(error: &rusqlite::Error) -> String {
-    error.sqlite_error().map_or_else(|| "the database cannot be opened".to_owned(), ToString::to_string)
 }

@@ -3,15 +3,15 @@
 use litestream_storage::config::{Location, ReplicaConfig, S3Config, Secret};
 use urlencoding::encode;
 
-/// The URI for a replica. `name` is what the database is called in SQLite's own listings.
-pub(crate) fn uri(replica: &ReplicaConfig, name: &str, at: Option<&str>) -> String {
+/// The URI for a replica, with further parameters of the VFS. `name` is what the database is called in SQLite's own listings.
+pub(crate) fn uri(replica: &ReplicaConfig, name: &str, parameters: &[(&str, String)]) -> String {
     // Everything encoded, slashes too: a name that began with `//` would be a host's.
     let mut uri = format!("file:{}?vfs={}", encode(name), litestream_vfs::VFS_NAME);
     uri.push_str(&format!("&replica_url={}", encode(&url(replica))));
     // There is one connection, whose name shall be shown as it was given.
     uri.push_str("&cache=private");
-    if let Some(at) = at {
-        uri.push_str(&format!("&at={}", encode(at)));
+    for (key, value) in parameters {
+        uri.push_str(&format!("&{key}={}", encode(value)));
     }
     if std::env::var_os("LITESTREAM_OPEN_TIMEOUT").is_none() {
         // Somebody waits at the keyboard: an empty replica is more likely a mistake than a beginning.
@@ -110,7 +110,7 @@ mod tests {
     fn the_uri_is_one_whatever_the_names() {
         let replica =
             ReplicaConfig::from_url("file:///a&b?").unwrap_or_else(|_| ReplicaConfig::from_url("/a&b").unwrap());
-        let uri = uri(&replica, "/x y?z#.db", Some("5 minutes ago"));
+        let uri = uri(&replica, "/x y?z#.db", &[("at", "5 minutes ago".to_owned())]);
         assert!(uri.starts_with("file:%2Fx%20y%3Fz%23.db?vfs=litestream&replica_url=file%3A%2F%2F%2Fa"), "{uri}");
         assert_eq!((uri.matches('?').count(), uri.matches('#').count()), (1, 0));
         assert!(uri.contains("&at=5%20minutes%20ago"));

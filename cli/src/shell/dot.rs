@@ -36,7 +36,7 @@ const fn command(
     Command { name, arguments, help, run }
 }
 
-static COMMANDS: [Command; 23] = [
+static COMMANDS: [Command; 24] = [
     command("databases", "", "the databases that are open, and where they are", databases),
     command("dump", "[TABLE]", "the database as SQL; names may be LIKE patterns", dump_sql),
     command("echo", "on|off", "repeat each command before its output", echo),
@@ -55,6 +55,7 @@ static COMMANDS: [Command; 23] = [
     command("separator", "TEXT", "what stands between columns in list, csv and tabs", separator),
     command("show", "", "these settings", show),
     command("stats", "", "requests, bytes and cache hits so far", stats),
+    command("sync", "", "upload what was committed, wait for it, and tell the transaction", sync),
     command("tables", "[PATTERN]", "the names of tables and views", tables),
     command("time", "[TIME|TXID|latest]", "travel: '5 minutes ago', RFC 3339, a TXID; or say where we are", time),
     command("timer", "on|off", "tell each statement's time, requests and bytes", timer),
@@ -218,6 +219,7 @@ fn show(session: &mut Session, _: &[String]) -> Done {
     let (format, terminal) = (&session.format, session.sink.is_terminal());
     let settings = [
         ("replica", session.place.url.clone()),
+        ("buffer", session.buffer().unwrap_or_else(|| "none: reading only".to_owned())),
         ("mode", format.mode(terminal).name().to_owned()),
         ("headers", on(format.headers(terminal)).to_owned()),
         ("nullvalue", format!("{:?}", format.null(terminal))),
@@ -272,6 +274,12 @@ fn read(session: &mut Session, arguments: &[String]) -> Done {
 
 fn txid(session: &mut Session, _: &[String]) -> Done {
     let txid = session.pragma("litestream_txid", None)?;
+    session.say(&txid)?;
+    Ok(Flow::On)
+}
+
+fn sync(session: &mut Session, _: &[String]) -> Done {
+    let txid = session.pragma("litestream_sync", None)?;
     session.say(&txid)?;
     Ok(Flow::On)
 }

@@ -14,6 +14,8 @@ use super::splitter::Splitter;
 use crate::output;
 
 const PROMPT: &str = "litestream> ";
+/// While something that was committed has not been uploaded.
+const PENDING: &str = "litestream*> ";
 const CONTINUED: &str = "   ...> ";
 /// How many entries the history keeps.
 const HISTORY: usize = 10_000;
@@ -42,7 +44,12 @@ pub(crate) fn run(session: &mut Session) -> anyhow::Result<()> {
         if let (Some(completion), Some(names)) = (editor.helper_mut(), session.new_names()) {
             completion.names = names;
         }
-        let line = match editor.readline(if splitter.is_blank() { PROMPT } else { CONTINUED }) {
+        let prompt = match splitter.is_blank() {
+            false => CONTINUED,
+            true if session.stat("transactions_pending") > 0 => PENDING,
+            true => PROMPT,
+        };
+        let line = match editor.readline(prompt) {
             Ok(line) => line,
             Err(ReadlineError::Interrupted) => {
                 (splitter, entry) = Default::default();

@@ -26,6 +26,8 @@ const STEPS: i32 = 1000;
 pub(crate) struct Interrupts {
     asked: AtomicU32,
     query: Mutex<Option<InterruptHandle>>,
+    /// What else to say where the program is ended.
+    last_words: Mutex<String>,
 }
 
 impl Interrupts {
@@ -54,7 +56,7 @@ impl Interrupts {
                     tokio::select! {
                         got = next(interrupt, terminate, hangup) => match got {
                             Some("interrupted") if shared.interrupt() => {}
-                            Some(why) => end(why),
+                            Some(why) => end(&shared.with_last_words(why)),
                             None => return,
                         },
                         () = tokio::time::sleep(AGAIN), if shared.asked() => shared.insist(),
@@ -83,6 +85,18 @@ impl Interrupts {
     pub(crate) fn reset(&self) {
         let _nobody_insists = self.query.lock().unwrap_or_else(PoisonError::into_inner);
         self.asked.store(0, Ordering::Relaxed);
+    }
+
+    /// The database is being closed: there is no query to stop any more, and Ctrl-C ends the program.
+    pub(crate) fn leave(&self, last_words: String) {
+        *self.last_words.lock().unwrap_or_else(PoisonError::into_inner) = last_words;
+        // To keep it would make the listener wait for the close: SQLite's handle is locked as long.
+        *self.query.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn with_last_words(&self, why: &str) -> String {
+        let words = self.last_words.lock().unwrap_or_else(PoisonError::into_inner);
+        if words.is_empty() { why.to_owned() } else { format!("{why}; {words}") }
     }
 
     /// Stops the query, and says whether that is enough.

@@ -1,9 +1,13 @@
 //! One connection, and what the user has set: runs statements and says what went wrong.
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+use litestream_vfs::write::buffer::inspect;
 use rusqlite::{Connection, ErrorCode};
 
 use super::dot;
@@ -16,6 +20,9 @@ use crate::output;
 
 /// What SQLite says where only the VFS knows more.
 const FIXED_TEXTS: [&str; 3] = ["disk I/O error", "unable to open database file", "out of memory"];
+
+/// How long a close may take before the user is told why.
+const WAIT: Duration = Duration::from_secs(1);
 
 /// What is opened, as the user knows it.
 pub(crate) struct Place {
@@ -145,6 +152,53 @@ impl Session {
         };
         output::note(&format!("version {version}, SQLite {sqlite}; {url}{moment}"));
         output::note("SQL ends with a semicolon; .help lists commands; Ctrl-D leaves");
+    }
+
+    /// Says what a writer must know before the first command: what an earlier one has left, and that it may not write.
+    pub(crate) fn greet_writer(&mut self) {
+        let Some(buffer) = self.buffer() else { return };
+        if self.stat("write_refused") > 0 {
+            self.told = self.values.last_error();
+            output::note(&self.told);
+        }
+        match self.stat("transactions_pending") {
+            0 => {}
+            1 => output::note(&format!("one transaction was left in the write buffer {buffer}: uploading it")),
+            left => {
+                output::note(&format!("{left} transactions were left in the write buffer {buffer}: uploading them"));
+            }
+        }
+    }
+
+    /// Closes the database, which waits for the last upload. Says whether all that was committed is in the replica.
+    pub(crate) fn leave(self) -> bool {
+        let Some(buffer) = self.buffer() else { return true };
+        let Self { connection, values, interrupts, interactive, .. } = self;
+        let kept =
+            format!("what is not uploaded yet is kept in {buffer}, and goes up when the database is next written");
+        interrupts.leave(kept.clone());
+        let waiting = interactive.then(|| explain_wait(format!("uploading; Ctrl-C ends this: {kept}")).ok()).flatten();
+        let before = values.last_error();
+        drop(connection);
+        if let Some((end, thread)) = waiting {
+            drop(end);
+            let _ = thread.join();
+        }
+        // Only now: to look into a buffer that this process has gives its lock away.
+        let left = match inspect(Path::new(&buffer)) {
+            Ok(report) => report.pending.len(),
+            Err(error) => {
+                output::note(&error.to_string());
+                return false;
+            }
+        };
+        if left > 0 {
+            let after = values.last_error();
+            let text =
+                if after == before || after.is_empty() { format!("not all was uploaded: {kept}") } else { after };
+            output::note(&text);
+        }
+        left == 0
     }
 
     /// Whether a command has failed.
@@ -302,11 +356,18 @@ impl Session {
     /// How many requests the replica has answered, and with how many bytes.
     fn traffic(&self) -> (u64, u64) {
         let stats = self.pragma("litestream_stats", None).unwrap_or_default();
-        let of = |wanted: &str| -> u64 {
-            let found = stats.lines().filter_map(|line| line.split_once(' ')).find(|(name, _)| *name == wanted);
-            found.and_then(|(_, value)| value.parse().ok()).unwrap_or(0)
-        };
+        let of = |name| counter(&stats, name);
         (of("lists") + of("gets") + of("heads"), of("bytes_read"))
+    }
+
+    /// One of the VFS's counters; 0 where it has none of that name.
+    pub(super) fn stat(&self, name: &str) -> u64 {
+        counter(&self.pragma("litestream_stats", None).unwrap_or_default(), name)
+    }
+
+    /// Where the write buffer is, where the database is written.
+    pub(super) fn buffer(&self) -> Option<String> {
+        self.pragma("litestream_buffer_path", None).ok().filter(|path| !path.is_empty())
     }
 
     /// Writes a line.
@@ -338,6 +399,22 @@ impl Session {
         };
         if may_be_ours && !cause.is_empty() && !text.contains(&cause) { format!("{text}: {cause}") } else { text }
     }
+}
+
+fn counter(stats: &str, wanted: &str) -> u64 {
+    let found = stats.lines().filter_map(|line| line.split_once(' ')).find(|(name, _)| *name == wanted);
+    found.and_then(|(_, value)| value.parse().ok()).unwrap_or(0)
+}
+
+/// Says what goes on, where that takes long. Ends when what is returned is dropped and the thread joined.
+fn explain_wait(text: String) -> io::Result<(Sender<()>, JoinHandle<()>)> {
+    let (end, ended) = channel();
+    let tell = move || {
+        if ended.recv_timeout(WAIT) == Err(RecvTimeoutError::Timeout) {
+            output::note(&text);
+        }
+    };
+    Ok((end, std::thread::Builder::new().name("wait".to_owned()).spawn(tell)?))
 }
 
 fn names(statement: &rusqlite::Statement<'_>) -> Vec<String> {

@@ -3,14 +3,15 @@
 //! `PATH` is the control file; `PATH-0000000000000001` and on are segments. What a commit has acknowledged under `synchronous=FULL` is in a
 //! segment, synced. A segment goes once the replica is proven to hold all that is in it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ltx::{PageSize, Timestamp};
+use ltx::{PageSize, Pgno, Timestamp};
 
-pub use super::control::{Open, Position, State, Uploaded};
+pub use super::control::{Open, Position, State, Uploaded, holder};
 
 use super::control::{self, Control};
 use super::segment::{Commit, HEADER, Segment};
@@ -154,8 +155,8 @@ fn sync_folder(path: &Path) -> Result<()> {
     synced.map_err(|error| Error::buffer("sync the folder of", path, error))
 }
 
-/// The segments that exist, oldest first, each with its transactions.
-fn segments(path: &Path, writable: bool) -> Result<Vec<(Arc<Segment>, Vec<Commit>)>> {
+/// The numbers of the segments that exist, ascending.
+fn numbers(path: &Path) -> Result<Vec<u64>> {
     let io = |error| Error::buffer("look for", path, error);
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return Ok(Vec::new()) };
@@ -170,7 +171,14 @@ fn segments(path: &Path, writable: bool) -> Result<Vec<(Arc<Segment>, Vec<Commit
         }
     }
     numbers.sort_unstable();
-    let (mut found, mut before) = (Vec::new(), None::<u64>);
+    Ok(numbers)
+}
+
+/// The segments that exist, oldest first, each with its transactions.
+fn segments(path: &Path, writable: bool) -> Result<Vec<(Arc<Segment>, Vec<Commit>)>> {
+    let numbers = numbers(path)?;
+    let mut found: Vec<(Arc<Segment>, Vec<Commit>)> = Vec::new();
+    let mut before = None;
     for (at, number) in numbers.iter().enumerate() {
         let file = segment_path(path, *number);
         let damaged = |why: &str| Error::BufferDamaged { path: file.clone(), why: why.to_owned() };
@@ -202,8 +210,10 @@ fn segments(path: &Path, writable: bool) -> Result<Vec<(Arc<Segment>, Vec<Commit
 pub struct Report {
     /// What the control file says.
     pub state: State,
-    /// How many bytes its files have.
+    /// How many bytes its segments have.
     pub bytes: u64,
+    /// The size of the database's pages, where a segment says it.
+    pub page_size: Option<PageSize>,
     /// The transactions that the replica is not known to hold.
     pub pending: Vec<Pending>,
 }
@@ -223,6 +233,8 @@ pub struct Pending {
 
 /// Looks into a buffer without locking or changing it.
 ///
+/// Not for a process that writes with this buffer: it would give its own lock away.
+///
 /// # Errors
 /// [`Error::Buffer`], [`Error::BufferDamaged`].
 pub fn inspect(path: &Path) -> Result<Report> {
@@ -236,5 +248,109 @@ pub fn inspect(path: &Path) -> Result<Report> {
         intended: Position { segment: segment.number, offset: commit.end } <= intended,
     });
     let bytes = found.segments.iter().filter_map(|(segment, _)| segment.file.metadata().ok()).map(|file| file.len());
-    Ok(Report { pending: pending.collect(), bytes: bytes.sum(), state })
+    let page_size = found.segments.last().map(|(segment, _)| segment.page_size);
+    Ok(Report { pending: pending.collect(), bytes: bytes.sum(), page_size, state })
+}
+
+/// A buffer that was left over, locked: nobody writes to it or uploads it as long as this lives.
+#[derive(Debug)]
+pub struct Left {
+    path: PathBuf,
+    state: State,
+    _lock: Control,
+}
+
+impl Left {
+    /// Locks a buffer. It is not changed.
+    ///
+    /// Not for a process that writes with the VFS: it would not notice that it has this buffer itself.
+    ///
+    /// # Errors
+    /// [`Error::BufferBusy`] where another process has it, [`Error::Buffer`], [`Error::BufferDamaged`].
+    pub fn open(path: &Path) -> Result<Self> {
+        // To lock what is not there would make it.
+        control::peek(path)?;
+        let (lock, state) = Control::open(path, &Open::default())?;
+        Ok(Self { path: path.to_owned(), state: state.unwrap_or_default(), _lock: lock })
+    }
+
+    /// What the control file says.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// What the transactions behind a place – [`State::base`]'s, or [`State::intent`]'s – change, taken together. `None` where there are none.
+    ///
+    /// # Errors
+    /// [`Error::Buffer`], [`Error::BufferDamaged`].
+    pub fn changes(&self, after: Position) -> Result<Option<Changes>> {
+        let found = Found { segments: segments(&self.path, false)? };
+        let mut all: Option<Changes> = None;
+        for (segment, commit) in found.after(after) {
+            let changes = all.get_or_insert_with(|| Changes {
+                page_size: segment.page_size,
+                size: 0,
+                kept: u32::MAX,
+                transactions: 0,
+                pages: BTreeMap::new(),
+            });
+            if changes.page_size != segment.page_size {
+                let why = "its pages have another size than those before".to_owned();
+                return Err(Error::BufferDamaged { path: segment.path.clone(), why });
+            }
+            changes.pages.split_off(&commit.low.saturating_add(1));
+            let pages = commit.pages.iter().filter(|(page, _)| *page <= commit.size);
+            changes.pages.extend(pages.map(|(page, offset)| (*page, (segment.clone(), *offset))));
+            changes.kept = changes.kept.min(commit.low);
+            (changes.size, changes.transactions) = (commit.size, changes.transactions + 1);
+        }
+        Ok(all)
+    }
+
+    /// Deletes the buffer's files, and with them what was never uploaded.
+    ///
+    /// # Errors
+    /// [`Error::Buffer`]. What is left then is a buffer still.
+    pub fn discard(self) -> Result<()> {
+        let delete = |path: &Path| match fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::buffer("delete", path, error)),
+            _ => Ok(()),
+        };
+        // The newest first: whatever ends this early, no transaction is left without those before it.
+        for number in numbers(&self.path)?.into_iter().rev() {
+            delete(&segment_path(&self.path, number))?;
+        }
+        delete(&self.path)?;
+        sync_folder(&self.path)
+    }
+}
+
+/// What transactions change, taken together: with it, the database as it was before them becomes the one after them.
+#[derive(Debug)]
+pub struct Changes {
+    /// The size of pages.
+    pub page_size: PageSize,
+    /// The database's size in pages afterwards.
+    pub size: u32,
+    /// How many pages from the first on are as they were before, unless they are among the changed ones. What lies behind and is not among
+    /// them is zero.
+    pub kept: u32,
+    /// How many transactions there were.
+    pub transactions: usize,
+    pages: BTreeMap<u32, (Arc<Segment>, u64)>,
+}
+
+impl Changes {
+    /// Each changed page once, ascending, as it is afterwards.
+    ///
+    /// # Errors
+    /// [`Error::Buffer`], for a page that cannot be read.
+    pub fn pages(&self) -> impl Iterator<Item = Result<(Pgno, Vec<u8>)>> {
+        self.pages.iter().filter_map(|(page, (segment, offset))| {
+            let pgno = Pgno::new(*page)?;
+            let mut image = vec![0; self.page_size.bytes()];
+            Some(segment.read(*offset, &mut image).map(|()| (pgno, image)))
+        })
+    }
 }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ltx::{Timestamp, Txid};
 use rustix::fs::{FlockOperation, fcntl_lock};
+use rustix::process::{FlockType, fcntl_getlk};
 
 use super::segment::{be64, checksum};
 use crate::{Error, Result};
@@ -127,6 +128,18 @@ impl Drop for Control {
     fn drop(&mut self) {
         self.release();
     }
+}
+
+/// The process that has a buffer, if any does but this one: its id, or 0 where that cannot be seen from here. Takes no lock, but see the module:
+/// not for a process that has it itself.
+///
+/// # Errors
+/// [`Error::Buffer`].
+pub fn holder(path: &Path) -> Result<Option<i32>> {
+    let file = File::open(path).map_err(|error| Error::buffer("open", path, error))?;
+    let found = fcntl_getlk(&file, &FlockType::WriteLock.into());
+    let found = found.map_err(|error| Error::buffer("ask for the lock of", path, error.into()))?;
+    Ok(found.map(|lock| lock.pid.map_or(0, |pid| pid.as_raw_pid())))
 }
 
 /// What a control file says, without locking it.
