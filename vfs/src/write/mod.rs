@@ -1,5 +1,5 @@
-//! Write mode: committed pages in a local buffer ([`buffer`]), what they add up to in front of a view ([`layer`]), one transaction at a time
-//! ([`writer`]), and their way into the replica ([`upload`]).
+//! Write mode: committed pages in a local buffer (`buffer`), what they add up to in front of a view (`layer`), one transaction at a time
+//! (`writer`), and their way into the replica (`upload`).
 
 pub mod buffer;
 mod control;

@@ -1,6 +1,6 @@
 //! Writers of a block map that are killed at random instants, and writers that race for one replica.
 //!
-//! A writer is a process of its own, this program again ([`write`]): it runs a client's transactions through the VFS and says of each when it
+//! A writer is a process of its own, this program again ([`write()`]): it runs a client's transactions through the VFS and says of each when it
 //! was committed, and now and then what is durable. Whoever killed it looks at what is left.
 
 use std::io::{BufRead, BufReader, Write};
