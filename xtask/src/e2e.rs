@@ -14,6 +14,7 @@ use tabled::{Table, Tabled};
 use crate::process::run as run_to_end;
 use world::{Backend, World};
 
+mod blockmap;
 mod compact;
 mod encoder;
 mod hosts;
@@ -22,6 +23,7 @@ mod live;
 mod page_sizes;
 mod readers;
 mod sandwiches;
+mod volume;
 mod world;
 mod writer;
 
@@ -62,7 +64,7 @@ struct Scenario {
 
 /// Every scenario, in the order in which they run. Those of one backend share a recording, so the compactions, which
 /// change it, stand behind.
-const SCENARIOS: [Scenario; 14] = [
+const SCENARIOS: [Scenario; 15] = [
     Scenario { name: "minio-live", run: |world| live::live(world, Backend::S3) },
     Scenario { name: "file-live", run: |world| live::live(world, Backend::File) },
     Scenario { name: "bucket-root", run: live::bucket_root },
@@ -72,6 +74,7 @@ const SCENARIOS: [Scenario; 14] = [
     Scenario { name: "our-encoder", run: encoder::our_encoder },
     Scenario { name: "our-compaction", run: encoder::our_compaction },
     Scenario { name: "juicefs", run: juicefs::juicefs },
+    Scenario { name: "blockmap-juicefs", run: blockmap::blockmap_juicefs },
     Scenario { name: "vfs-sqlite3", run: hosts::vfs_sqlite3 },
     Scenario { name: "vfs-hosts", run: hosts::vfs_hosts },
     Scenario { name: "vfs-go", run: hosts::vfs_go },
