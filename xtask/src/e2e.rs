@@ -17,6 +17,7 @@ use world::{Backend, World};
 mod blockmap;
 mod compact;
 mod encoder;
+mod go_blockmap;
 mod hosts;
 mod juicefs;
 mod live;
@@ -64,7 +65,7 @@ struct Scenario {
 
 /// Every scenario, in the order in which they run. Those of one backend share a recording, so the compactions, which
 /// change it, stand behind.
-const SCENARIOS: [Scenario; 15] = [
+const SCENARIOS: [Scenario; 17] = [
     Scenario { name: "minio-live", run: |world| live::live(world, Backend::S3) },
     Scenario { name: "file-live", run: |world| live::live(world, Backend::File) },
     Scenario { name: "bucket-root", run: live::bucket_root },
@@ -75,10 +76,12 @@ const SCENARIOS: [Scenario; 15] = [
     Scenario { name: "our-compaction", run: encoder::our_compaction },
     Scenario { name: "juicefs", run: juicefs::juicefs },
     Scenario { name: "blockmap-juicefs", run: blockmap::blockmap_juicefs },
+    Scenario { name: "blockmap-go", run: blockmap::blockmap_go },
     Scenario { name: "vfs-sqlite3", run: hosts::vfs_sqlite3 },
     Scenario { name: "vfs-hosts", run: hosts::vfs_hosts },
     Scenario { name: "vfs-go", run: hosts::vfs_go },
     Scenario { name: "vfs-readers", run: readers::vfs_readers },
+    Scenario { name: "vfs-go-blockmap", run: go_blockmap::vfs_go_blockmap },
     Scenario { name: "vfs-process", run: hosts::vfs_process },
 ];
 
