@@ -71,7 +71,10 @@ pub(crate) enum Command {
   # as it was
   litestream restore -o before.db --timestamp '2 hours ago' s3://bucket/my.db
   litestream restore -o before.db --timestamp 2026-01-31T12:00:00Z s3://bucket/my.db
-  litestream restore -o before.db --txid 000000000000002a s3://bucket/my.db")]
+  litestream restore -o before.db --txid 000000000000002a s3://bucket/my.db
+  # a read-only copy that goes on as the replica does, for any SQLite beside; again after a restart, from where it was
+  litestream restore -f -o copy.db s3://bucket/my.db
+  litestream restore -f --follow-interval 5s --json -o copy.db s3://bucket/my.db")]
 pub(crate) struct RestoreArgs {
     /// A database of the configuration file, or a replica's URL.
     #[arg(value_name = "DB|URL")]
@@ -103,7 +106,14 @@ pub(crate) struct RestoreArgs {
     /// How thoroughly SQLite checks the database before it is put in place. Every file's checksum is verified in any case.
     #[arg(long, value_name = "HOW", default_value = "none")]
     pub(crate) integrity_check: IntegrityCheck,
-    /// Print the result as JSON.
+    /// Keep the database current: apply new transactions as they arrive, until interrupted. Other programs may read it meanwhile, but not write. What is
+    /// known of it lies beside it, in PATH-txid and PATH-follow; with them it is taken up again where it was left.
+    #[arg(short, long, conflicts_with_all = ["txid", "timestamp", "dry_run", "if_db_not_exists"])]
+    pub(crate) follow: bool,
+    /// How often to look for new transactions.
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval, requires = "follow")]
+    pub(crate) follow_interval: Duration,
+    /// Print the result as JSON; with --follow a line for each thing that happens.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -251,6 +261,14 @@ fn duration(text: &str) -> Result<Duration, String> {
 fn some_time(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         Duration::ZERO => Err("not even one try fits into that: give at least a few seconds".to_owned()),
+        time => Ok(time),
+    }
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    const SHORTEST: Duration = Duration::from_millis(10);
+    match duration(text)? {
+        time if time < SHORTEST => Err("every look is a request: give at least 10ms".to_owned()),
         time => Ok(time),
     }
 }

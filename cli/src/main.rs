@@ -84,7 +84,7 @@ async fn dispatch(arguments: Arguments, publishing: &Publishing) -> anyhow::Resu
 }
 
 /// Waits for Ctrl-C or a polite request to end.
-async fn interrupted() -> anyhow::Error {
+pub(crate) async fn interrupted() -> anyhow::Error {
     use tokio::signal::unix::{SignalKind, signal};
     let name = match signal(SignalKind::terminate()) {
         Ok(mut terminate) => tokio::select! {

@@ -48,6 +48,11 @@ pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
     line(&serde_json::to_string_pretty(value)?)
 }
 
+/// JSON on a line of its own, for what goes on and on.
+pub(crate) fn json_line(value: &impl Serialize) -> anyhow::Result<()> {
+    line(&serde_json::to_string(value)?)
+}
+
 /// A table; only its head where there is nothing.
 pub(crate) fn table<T: Tabled>(rows: &[T]) -> anyhow::Result<()> {
     let mut table = Table::new(rows);

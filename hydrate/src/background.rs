@@ -389,7 +389,7 @@ fn is_as_noted(local: &Local, commit: Commit, kept: &Kept, view: &View) -> Resul
         let from = &view.files()[number];
         let frame = from.index.entry(at);
         let Some(bytes) = from.at_hand(&frame).filter(|_| kept.is_sure_of((number, from), pgno)) else { continue };
-        from.decompress(&frame, bytes, &mut expected)?;
+        from.decompress(&frame, &bytes, &mut expected)?;
         std::os::unix::fs::FileExt::read_exact_at(file, &mut found, pgno.offset(view.page_size())).map_err(wrong)?;
         if expected != found {
             tracing::warn!(pgno = pgno.get(), "the hydrated database is not what is noted about it: hydrating anew");

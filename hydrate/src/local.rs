@@ -223,7 +223,7 @@ impl Local {
                     && before.holder(pgno).is_some_and(|(old, _)| self.owners.is(pgno, before.files()[old].id))
             }
             // What is at hand is written again from memory.
-            (kept, _) => kept.is_sure_of((number, file), pgno) && file.at_hand(&file.index.entry(at)).is_none(),
+            (kept, _) => kept.is_sure_of((number, file), pgno) && !file.has_at_hand(&file.index.entry(at)),
         };
         if unchanged && !self.owners.is(pgno, file.id) {
             self.owners.adopt(pgno, file.id);

@@ -135,12 +135,22 @@ impl Output {
         self.file.write_all_at(bytes, offset).map_err(Error::io("write", &self.temporary))
     }
 
+    /// Reads bytes that were written before.
+    pub(crate) fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
+        self.file.read_exact_at(bytes, offset).map_err(Error::io("read", &self.temporary))
+    }
+
     /// Makes what was written durable. Worth calling now and then while more is written, so that the disk works meanwhile.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn sync(&self) -> Result<()> {
         self.file.sync_data().map_err(Error::io("sync", &self.temporary))
+    }
+
+    /// Where the database will be; never a symbolic link.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Where the file lies until it is published.
@@ -282,7 +292,8 @@ impl Drop for Output {
     }
 }
 
-fn parent(path: &Path) -> PathBuf {
+/// The folder that a path lies in.
+pub(crate) fn parent(path: &Path) -> PathBuf {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
 }
 

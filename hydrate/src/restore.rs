@@ -13,7 +13,7 @@ use litestream_pageindex::{
     FramesHash, Listing, OpenFile, Plan, SMALL_FILE, Span, Target, exact, find, open_file, replan_from,
 };
 use litestream_storage::{FileInfo, Replica};
-use ltx::{Commit, PageSize, Timestamp, Txid};
+use ltx::{Checksum, Commit, PageSize, Timestamp, Txid};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
@@ -128,9 +128,27 @@ pub async fn restore_plan(
     Output::check(path, options.overwrite)?;
     replan_from(replica, plan, listing, |plan, listing| async move {
         let plan = exact(replica, plan, listing).await?;
-        Restore::new(replica, path, &plan, options)?.run(&plan).await
+        let Fetched { output, unlink, restored, .. } = fetch(replica, &plan, path, options).await?;
+        finish(output, unlink, options).await?;
+        Ok(restored)
     })
     .await
+}
+
+/// What the files of a plan hold together, under a temporary name beside the path that it is for: every file verified, every page in its newest version.
+pub(crate) struct Fetched {
+    pub(crate) output: Output,
+    pub(crate) unlink: Unlink,
+    pub(crate) restored: Restored,
+    /// The pages that there are, by slot.
+    pub(crate) pages: Bits,
+    /// The last file and its checksum.
+    pub(crate) last: (FileInfo, Checksum),
+}
+
+/// Reads the files of a plan, or of part of one.
+pub(crate) async fn fetch(replica: &Replica, plan: &Plan, path: &Path, options: &RestoreOptions) -> Result<Fetched> {
+    Restore::new(replica, path, plan, options)?.run(plan).await
 }
 
 /// One attempt to carry out a plan.
@@ -161,6 +179,13 @@ struct Opened {
     permit: OwnedSemaphorePermit,
 }
 
+/// What is known once the newest file is open, and the pages that have been found so far.
+struct Begun {
+    restored: Restored,
+    claimed: Bits,
+    last: (FileInfo, Checksum),
+}
+
 impl Restore {
     fn new(replica: &Replica, path: &Path, plan: &Plan, options: &RestoreOptions) -> Result<Self> {
         let meter = Meter { done: AtomicU64::new(0), total: plan.size(), tell: options.progress.clone() };
@@ -174,32 +199,31 @@ impl Restore {
         })
     }
 
-    async fn run(self, plan: &Plan) -> Result<Restored> {
+    async fn run(self, plan: &Plan) -> Result<Fetched> {
         let this = Arc::new(self);
         let unlink = Unlink::new(&this.output);
         let mut workers: JoinSet<Result<()>> = JoinSet::new();
-        let restored = this.clone().read_files(plan, &mut workers).await?;
+        let Begun { restored, claimed, last } = this.clone().read_files(plan, &mut workers).await?;
         while let Some(done) = workers.join_next().await {
             joined(done)??;
         }
-        let Some(Self { output, options, .. }) = Arc::into_inner(this) else {
+        let Some(Self { output, .. }) = Arc::into_inner(this) else {
             return Err(Error::Worker("a worker outlived its work".into()));
         };
         let Some(output) = Arc::into_inner(output) else {
             return Err(Error::Worker("a worker still writes".into()));
         };
-        finish(output, unlink, &options).await?;
-        Ok(restored)
+        Ok(Fetched { output, unlink, restored, pages: claimed, last })
     }
 
     /// Opens all files, newest first, and sets workers to decode them.
-    async fn read_files(self: Arc<Self>, plan: &Plan, workers: &mut JoinSet<Result<()>>) -> Result<Restored> {
+    async fn read_files(self: Arc<Self>, plan: &Plan, workers: &mut JoinSet<Result<()>>) -> Result<Begun> {
         let newest_first = stream::iter(plan.files.iter().rev().cloned());
         let opened = newest_first.map(|info| self.open(info)).buffered(self.options.parallelism.max(1));
         let mut opened = std::pin::pin!(opened);
-        let mut state: Option<(Restored, Bits)> = None;
+        let mut state: Option<Begun> = None;
         while let Some(Opened { file, permit }) = opened.try_next().await? {
-            let (restored, claimed) = match &mut state {
+            let Begun { restored, claimed, .. } = match &mut state {
                 Some(state) => state,
                 None => state.insert(self.begin(plan, &file)?),
             };
@@ -229,18 +253,20 @@ impl Restore {
                 joined(done)??;
             }
         }
-        let Some((restored, claimed)) = state else {
+        let Some(begun) = state else {
             return Err(Error::Worker("the plan has no files".into()));
         };
+        let Begun { restored, claimed, .. } = &begun;
         let missing = restored.commit.stored_pages(restored.page_size) as usize - claimed.count();
-        if missing > 0 {
+        // Files that go on from a state hold only what has changed since.
+        if missing > 0 && plan.files.first().is_some_and(|first| first.name.is_snapshot()) {
             tracing::warn!(missing, txid = %restored.txid, "no file of the replica holds some pages; they are filled with zeros");
         }
-        Ok(restored)
+        Ok(begun)
     }
 
     /// The newest file tells how large the database is.
-    fn begin(&self, plan: &Plan, newest: &OpenFile) -> Result<(Restored, Bits)> {
+    fn begin(&self, plan: &Plan, newest: &OpenFile) -> Result<Begun> {
         let (page_size, commit) = (newest.header.page_size, newest.header.commit);
         if commit == Commit(0) {
             return Err(Error::Plan(litestream_pageindex::Error::Deleted { key: newest.key().clone() }));
@@ -254,7 +280,8 @@ impl Restore {
             files: plan.files.len(),
             bytes: plan.size(),
         };
-        Ok((restored, Bits::new(commit.0 as usize)))
+        let last = (newest.info.clone(), newest.trailer.file_checksum);
+        Ok(Begun { restored, claimed: Bits::new(commit.0 as usize), last })
     }
 
     async fn open(&self, info: FileInfo) -> Result<Opened> {

@@ -1,5 +1,7 @@
 //! One LTX file's frames, known after one request (a small file) or two side by side (a large one).
 
+use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,6 +12,7 @@ use ltx::{
     TailLength, Trailer,
 };
 
+use crate::spill::Piece;
 use crate::{Error, PackedIndex, PackedIndexBuilder, Result};
 
 /// Up to this many bytes a file is fetched whole.
@@ -41,8 +44,11 @@ pub struct OpenFile {
     pub trailer: Trailer,
     /// The hash of all that follows the frames.
     pub tail_hash: ContentHash,
-    /// The bytes from the front that came along: all of a small file.
+    /// The bytes from the front that came along and are in memory: all of a small file.
     pub front: Bytes,
+    /// Where all of a small file's bytes are once they are not in memory.
+    pub(crate) piece: Option<Piece>,
+    legacy: bool,
 }
 
 /// The hash of some of a file's frames that follow one another, so that stretches hashed side by side can be joined.
@@ -75,9 +81,9 @@ impl FramesHash {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
     /// Places in the index.
-    pub frames: std::ops::Range<usize>,
+    pub frames: Range<usize>,
     /// Offsets in the file.
-    pub bytes: std::ops::Range<u64>,
+    pub bytes: Range<u64>,
 }
 
 impl OpenFile {
@@ -96,6 +102,9 @@ impl OpenFile {
         for entry in tail.entries() {
             index.push(entry.map_err(format)?);
         }
+        // A frame's page number and its flags. The whole frame may be longer than what came along.
+        let first = front.get(HEADER_LEN..HEADER_LEN + FRAME_HEADER_LEN).unwrap_or_default();
+        let legacy = matches!(first, [pgno @ .., 0, 0] if pgno.iter().any(|byte| *byte != 0));
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         Ok(Self {
             id: NUMBER.fetch_add(1, Ordering::Relaxed),
@@ -106,6 +115,8 @@ impl OpenFile {
             trailer: tail.trailer(),
             tail_hash: tail.content_hash(),
             front,
+            piece: None,
+            legacy,
             info,
         })
     }
@@ -116,10 +127,33 @@ impl OpenFile {
         self.front.len() as u64 == self.info.size()
     }
 
-    /// The frame's bytes, where they came along when the file was opened.
+    /// The frame's bytes, where they came along when the file was opened. May read a temporary file, and blocks then.
     #[must_use]
-    pub fn at_hand(&self, entry: &IndexEntry) -> Option<&[u8]> {
-        self.front.get(usize::try_from(entry.offset).ok()?..usize::try_from(entry.end()).ok()?)
+    pub fn at_hand(&self, entry: &IndexEntry) -> Option<Cow<'_, [u8]>> {
+        let Some(piece) = &self.piece else {
+            let range = usize::try_from(entry.offset).ok()?..usize::try_from(entry.end()).ok()?;
+            return self.front.get(range).map(Cow::Borrowed);
+        };
+        match piece.read(entry.offset..entry.end()) {
+            Ok(bytes) => bytes.map(Cow::Owned),
+            Err(error) => {
+                // The replica may have them still.
+                tracing::warn!(key = %self.key(), %error, "cannot read the bytes that were kept in a temporary file");
+                None
+            }
+        }
+    }
+
+    /// Whether the frame's bytes came along when the file was opened, and were kept.
+    #[must_use]
+    pub fn has_at_hand(&self, entry: &IndexEntry) -> bool {
+        entry.end() <= self.piece.as_ref().map_or(self.front.len() as u64, Piece::len)
+    }
+
+    /// How many bytes are kept in a temporary file.
+    #[must_use]
+    pub fn spilled_bytes(&self) -> u64 {
+        self.piece.as_ref().map_or(0, Piece::len)
     }
 
     /// Decompresses the frame at the front of `bytes`, which must be just the one that the index names, into `page`, which must be one page
@@ -185,12 +219,10 @@ impl OpenFile {
         }
     }
 
-    /// The file's first page frame, where it came along.
+    /// Whether the file's first frame is of the kind that only Litestream before 0.5.16 wrote.
     #[must_use]
     pub fn starts_with_legacy_frame(&self) -> bool {
-        // Its page number and its flags. The whole frame may be longer than what came along.
-        let first = self.front.get(HEADER_LEN..HEADER_LEN + FRAME_HEADER_LEN).unwrap_or_default();
-        matches!(first, [pgno @ .., 0, 0] if pgno.iter().any(|byte| *byte != 0))
+        self.legacy
     }
 
     /// The key, for messages.
@@ -211,14 +243,53 @@ fn tail_guess(size: u64) -> u64 {
 /// # Errors
 /// As the store says, and [`Error::Format`] for whatever is wrong with the file.
 pub async fn open_file(replica: &Replica, info: &FileInfo) -> Result<OpenFile> {
-    let size = info.size();
-    if size <= SMALL_FILE {
+    if info.size() <= SMALL_FILE {
         let bytes = replica.get_file(info).await?;
         return OpenFile::parse(info.clone(), bytes.clone(), &bytes);
     }
-    let guess = tail_guess(size);
-    let (head, mut last) =
-        tokio::try_join!(replica.get_span(info, 0..HEAD), replica.get_span(info, size - guess..size))?;
+    let [head, last] = ends(info);
+    let (head, last) = tokio::try_join!(replica.get_span(info, head), replica.get_span(info, last))?;
+    open_large(replica, info, head, last).await
+}
+
+/// Opens files as [`open_file`] does, all side by side; their requests go together where that is cheaper.
+///
+/// # Errors
+/// As [`open_file`].
+pub async fn open_files(replica: &Replica, infos: &[FileInfo]) -> Result<Vec<OpenFile>> {
+    let mut spans = Vec::with_capacity(infos.len());
+    for info in infos {
+        match info.size() {
+            // Nothing to ask for. What it lacks, parsing tells.
+            0 => {}
+            1..=SMALL_FILE => spans.push((info, 0..info.size())),
+            _ => spans.extend(ends(info).map(|span| (info, span))),
+        }
+    }
+    let mut fetched = replica.get_spans(&spans).await?.into_iter();
+    let mut next = || fetched.next().unwrap_or_default();
+    let mut files = Vec::with_capacity(infos.len());
+    for info in infos {
+        files.push(match info.size() {
+            0 => OpenFile::parse(info.clone(), Bytes::new(), &[])?,
+            1..=SMALL_FILE => {
+                let bytes = next();
+                OpenFile::parse(info.clone(), bytes.clone(), &bytes)?
+            }
+            _ => open_large(replica, info, next(), next()).await?,
+        });
+    }
+    Ok(files)
+}
+
+/// What is fetched first of a large file: its head, and its last bytes.
+fn ends(info: &FileInfo) -> [Range<u64>; 2] {
+    let size = info.size();
+    [0..HEAD, size - tail_guess(size)..size]
+}
+
+async fn open_large(replica: &Replica, info: &FileInfo, head: Bytes, mut last: Bytes) -> Result<OpenFile> {
+    let size = info.size();
     let format = |source| Error::format(info.key(), source);
     if let TailLength::Need(need) = TailLength::measure(&last, size).map_err(format)? {
         // A damaged length must not decide how much is read: no page has more than one entry.
@@ -227,7 +298,7 @@ pub async fn open_file(replica: &Replica, info: &FileInfo) -> Result<OpenFile> {
             return Err(format(ltx::Error::Index("it is longer than all pages of the database need")));
         }
         // `measure` has checked that the file is at least this long.
-        let rest = replica.get_span(info, size - need..size - guess).await?;
+        let rest = replica.get_span(info, size - need..size - last.len() as u64).await?;
         last = [rest, last].concat().into();
     }
     OpenFile::parse(info.clone(), head, &last)

@@ -14,14 +14,16 @@ mod merge;
 mod packed;
 mod plan;
 pub mod retention;
+mod spill;
 mod time;
 pub mod upkeep;
 mod view;
 
 pub use error::{Error, Result};
-pub use file::{FramesHash, OpenFile, SMALL_FILE, Span, open_file};
+pub use file::{FramesHash, OpenFile, SMALL_FILE, Span, open_file, open_files};
 pub use listing::Listing;
 pub use packed::{PackedIndex, PackedIndexBuilder};
 pub use plan::{MAX_REPLANS, Plan, Replannable, Target, exact, find, replan, replan_from};
+pub use spill::Spill;
 pub use time::{Cutoff, time_of};
 pub use view::{Location, View};

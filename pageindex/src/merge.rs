@@ -4,9 +4,9 @@
 //! input, those that it leaves out too, so that damage is found where it lies and is not carried into a file with a good checksum.
 //!
 //! The inputs' indexes tell which frames are kept and, by their sizes, where each of them will lie in the output. So inputs are read once, in
-//! large pieces, several side by side and in no particular order of pages; each kept frame is written straight to its place. Its CRC is
+//! large pieces, several side by side and in no particular order of pages; each kept frame goes straight to its place. Its CRC is
 //! noted, and the output's checksum is combined from these at the end. What lies in memory is the indexes, some 20 bytes for each page of the
-//! output, small inputs as they are (up to [`KEPT_WHOLE`] together), and the pieces under way.
+//! output, small inputs as they are and frames that wait for their neighbours (up to [`KEPT_WHOLE`] together), and the pieces under way.
 
 use std::cmp::Reverse;
 use std::fmt;
@@ -14,17 +14,17 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use litestream_storage::{FileInfo, Replica};
-use ltx::{Assembly, Commit, FRAME_HEADER_LEN, FrameHash, Header, IndexEntry, PageProblem, Pgno};
+use ltx::{Assembly, Commit, FRAME_HEADER_LEN, FrameHash, HEADER_LEN, Header, IndexEntry, PageProblem, Pgno};
 use tokio::sync::Semaphore;
 
 use crate::view::same_page_size;
-use crate::{Error, FramesHash, OpenFile, PackedIndex, PackedIndexBuilder, Result, Span, open_file};
+use crate::{Error, FramesHash, OpenFile, PackedIndex, PackedIndexBuilder, Result, Span, open_files};
 
 /// How many inputs are opened at once.
 const OPEN_AT_ONCE: usize = 256;
@@ -32,8 +32,16 @@ const OPEN_AT_ONCE: usize = 256;
 const JOBS_AT_ONCE: usize = 16;
 /// How many pieces of one job are fetched at once.
 const READ_AT_ONCE: usize = 32;
-/// How many bytes of small inputs stay in memory between reading their indexes and copying their frames; the others are read again.
+/// Less than this many bytes are not worth a job of their own.
+const SMALLEST_JOB: u64 = 64 << 10;
+/// How many bytes of small inputs stay in memory between reading their indexes and copying their frames; the others are read again. What they
+/// leave of it, the output may take while it is gathered.
 const KEPT_WHOLE: u64 = 64 << 20;
+
+/// How many bytes of the output are gathered before they are written.
+const CHUNK: u64 = 256 << 10;
+/// From here on up bytes are written as they come.
+const LONG_WRITE: usize = 64 << 10;
 
 /// What follows the last frame of a file.
 const END_MARK: [u8; FRAME_HEADER_LEN] = [0; FRAME_HEADER_LEN];
@@ -88,7 +96,8 @@ pub struct Merged {
 /// the store says. There is no output file then, nor where the future is dropped.
 pub async fn merge(replica: &Replica, files: &[FileInfo], output: &Path, options: &MergeOptions) -> Result<Merged> {
     check_order(replica, files)?;
-    let inputs: Arc<[Input]> = open(replica, files).await?.into();
+    let (inputs, held) = open(replica, files).await?;
+    let inputs: Arc<[Input]> = inputs.into();
     let header = merged_header(replica, &inputs)?;
     let input_bytes = files.iter().map(FileInfo::size).sum();
     let failed = |source| Error::merge(files, output, source);
@@ -97,7 +106,7 @@ pub async fn merge(replica: &Replica, files: &[FileInfo], output: &Path, options
     let planned = inputs.clone();
     let kept = Arc::new(blocking(move || Ok(Kept::new(&planned, header))).await?);
     let (file, guard) = OutputGuard::create(output)?;
-    let output = Arc::new(Output { file, path: output.to_owned() });
+    let output = Arc::new(Output::new(file, output, kept.end(), KEPT_WHOLE - held));
     let mut hashes: Vec<FramesHash> = inputs.iter().map(|input| input.file.hash()).collect();
     let frame_bytes = |input: &Input| input.file.layout.frames_end() - input.file.layout.frames_start();
     let mut done: u64 = input_bytes - inputs.iter().map(frame_bytes).sum::<u64>();
@@ -108,7 +117,9 @@ pub async fn merge(replica: &Replica, files: &[FileInfo], output: &Path, options
     };
     tell(done);
 
-    let cores = Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(2, std::num::NonZero::get)));
+    // Twice as many as there are cores: while one job ends and the next is woken, its core has another to go on with.
+    let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    let cores = Arc::new(Semaphore::new(2 * cores));
     let jobs = jobs(&inputs, options.segment).map(|job| {
         let work = Work { inputs: inputs.clone(), kept: kept.clone(), output: output.clone(), cores: cores.clone() };
         let replica = replica.clone();
@@ -138,7 +149,7 @@ pub async fn merge(replica: &Replica, files: &[FileInfo], output: &Path, options
             Err(error) => return Ok(Err(error)),
         };
         output.write(&front, 0)?;
-        output.write(&tail, end)?;
+        output.write_now(&tail, end)?;
         Ok(Ok((end + tail.len() as u64, kept.index.len() as u64)))
     });
     let (size, pages) = finished.await?.map_err(failed)?;
@@ -186,31 +197,34 @@ struct Input {
     legacy: bool,
 }
 
-async fn open(replica: &Replica, files: &[FileInfo]) -> Result<Vec<Input>> {
-    let opened = files.iter().cloned().map(|file| {
-        let replica = replica.clone();
-        async move { open_file(&replica, &file).await }
-    });
-    let mut opened = stream::iter(opened).buffered(OPEN_AT_ONCE);
+async fn open(replica: &Replica, files: &[FileInfo]) -> Result<(Vec<Input>, u64)> {
+    let together = replica.spans_at_once().min(OPEN_AT_ONCE);
+    let opened = files.chunks(together).map(|files| open_files(replica, files));
+    let mut opened = stream::iter(opened.collect::<Vec<_>>()).buffered(OPEN_AT_ONCE / together);
     let (mut inputs, mut held) = (Vec::with_capacity(files.len()), 0);
-    while let Some(mut file) = opened.try_next().await? {
-        let legacy = file.starts_with_legacy_frame();
-        held += file.front.len() as u64;
-        if !file.is_whole() || held > KEPT_WHOLE {
-            held -= file.front.len() as u64;
-            file.front = Bytes::new();
+    while let Some(files) = opened.try_next().await? {
+        for mut file in files {
+            let legacy = file.starts_with_legacy_frame();
+            let len = file.front.len() as u64;
+            if file.is_whole() && held + len <= KEPT_WHOLE {
+                held += len;
+            } else {
+                file.front = Bytes::new();
+            }
+            inputs.push(Input { file, legacy });
         }
-        inputs.push(Input { file, legacy });
     }
-    Ok(inputs)
+    Ok((inputs, held))
 }
 
 /// The output's frames.
 struct Kept {
     /// Where they will lie.
     index: PackedIndex,
-    /// Which input each comes from.
-    owners: Box<[u32]>,
+    /// Their places in the index, input by input, ascending in each.
+    places: Box<[u32]>,
+    /// Where each input's places begin, and where the last one's end.
+    starts: Box<[u32]>,
     /// The CRC of each, once it has been copied.
     hashes: Box<[AtomicU64]>,
 }
@@ -218,34 +232,70 @@ struct Kept {
 impl Kept {
     /// Merges the indexes of all inputs: of each page the newest frame.
     fn new(inputs: &[Input], header: Header) -> Self {
-        // Of one page's frames the newest input's comes first. Inputs are sorted already, which the sort makes use of.
-        let mut frames: Vec<(u32, Reverse<u32>, u32)> = Vec::new();
-        for (number, input) in (0..).zip(inputs) {
-            let entries = input.file.index.entries().filter(|entry| header.commit.contains(entry.pgno));
-            frames.extend(entries.map(|entry| {
-                let size = ltx::copied_len(&entry, input.legacy, header.page_size);
-                (entry.pgno.get(), Reverse(number), size)
-            }));
-        }
-        frames.sort();
-        frames.dedup_by_key(|(pgno, ..)| *pgno);
         let mut index = PackedIndexBuilder::new(header.page_size);
-        let mut owners = Vec::with_capacity(frames.len());
-        for (pgno, Reverse(number), size) in frames {
-            let Some(pgno) = Pgno::new(pgno) else { continue };
+        let mut owners = Vec::new();
+        let mut starts = vec![0u32; inputs.len() + 1];
+        newest(inputs, header, |pgno, owner, size| {
             index.push(IndexEntry { pgno, offset: 0, size });
-            owners.push(number);
+            owners.push(owner);
+            starts[owner as usize + 1] += 1;
+        });
+        for at in 1..starts.len() {
+            starts[at] += starts[at - 1];
+        }
+        let mut next = starts.clone();
+        let mut places = vec![0; owners.len()].into_boxed_slice();
+        for (place, owner) in (0..).zip(&owners) {
+            let next = &mut next[*owner as usize];
+            places[*next as usize] = place;
+            *next += 1;
         }
         let hashes = owners.iter().map(|_| AtomicU64::new(0)).collect();
-        Self { index: index.finish(), owners: owners.into(), hashes }
+        Self { index: index.finish(), places, starts: starts.into(), hashes }
     }
 
-    /// The place in the output of a frame of this input, unless a newer input holds the page. `after` is the place of the frame before it:
-    /// mostly the one behind that.
-    fn place(&self, input: usize, pgno: Pgno, after: Option<usize>) -> Option<usize> {
-        let guess = after.map(|at| at + 1).filter(|at| *at < self.index.len() && self.index.pgno(*at) == pgno);
-        guess.or_else(|| self.index.position(pgno)).filter(|at| self.owners[*at] as usize == input)
+    /// The places of an input's frames that are kept, from a page on.
+    fn places(&self, input: usize, from: Pgno) -> &[u32] {
+        let places = &self.places[self.starts[input] as usize..self.starts[input + 1] as usize];
+        &places[places.partition_point(|at| self.index.pgno(*at as usize) < from)..]
     }
+
+    /// Where the frames end.
+    fn end(&self) -> u64 {
+        self.index.len().checked_sub(1).map_or(HEADER_LEN as u64, |last| self.index.entry(last).end())
+    }
+}
+
+/// Tells of every page that is kept, in order: its number, the newest input that holds it, and how long the copy of its frame there will be.
+fn newest(inputs: &[Input], header: Header, mut tell: impl FnMut(Pgno, u32, u32)) {
+    let frames = |number: u32| {
+        let input = &inputs[number as usize];
+        let entries = input.file.index.entries().filter(|entry| header.commit.contains(entry.pgno));
+        entries.map(move |entry| (entry.pgno, ltx::copied_len(&entry, input.legacy, header.page_size)))
+    };
+    let numbers = 0..inputs.len() as u32;
+    let count: usize = inputs.iter().map(|input| input.file.index.len()).sum();
+    if header.commit.0 as usize <= 2 * count {
+        // A slot for each page of the database takes no more memory than sorting, and far less time. No frame is of length 0.
+        let mut slots = vec![(0, 0); header.commit.0 as usize];
+        for number in numbers {
+            frames(number).for_each(|(pgno, size)| slots[pgno.slot()] = (number, size));
+        }
+        for (at, (number, size)) in (1..).zip(slots) {
+            if let Some(pgno) = Pgno::new(at).filter(|_| size > 0) {
+                tell(pgno, number, size);
+            }
+        }
+        return;
+    }
+    // Of one page's frames the newest input's comes first. Inputs are sorted already, which the sort makes use of.
+    let mut all: Vec<(Pgno, Reverse<u32>, u32)> = Vec::with_capacity(count);
+    for number in numbers {
+        all.extend(frames(number).map(|(pgno, size)| (pgno, Reverse(number), size)));
+    }
+    all.sort();
+    all.dedup_by_key(|(pgno, ..)| *pgno);
+    all.into_iter().for_each(|(pgno, Reverse(number), size)| tell(pgno, number, size));
 }
 
 /// Some frames of one input.
@@ -254,7 +304,8 @@ struct Piece {
     span: Span,
 }
 
-/// Cuts the inputs into pieces of about `size` bytes, and gathers small ones into jobs of about that size.
+/// Cuts the inputs into pieces of about `size` bytes, and gathers small ones into jobs of about that size, or smaller where all of them are not
+/// much: so that every core gets some.
 fn jobs(inputs: &[Input], size: u64) -> impl Iterator<Item = Vec<Piece>> + use<> {
     let pieces = inputs.iter().enumerate().flat_map(|(input, opened)| {
         let mut spans = opened.file.spans(size);
@@ -265,6 +316,8 @@ fn jobs(inputs: &[Input], size: u64) -> impl Iterator<Item = Vec<Piece>> + use<>
         }
         spans.into_iter().map(move |span| Piece { input, span })
     });
+    let all: u64 = inputs.iter().map(|input| input.file.info.size()).sum();
+    let size = size.min(all / JOBS_AT_ONCE as u64).max(SMALLEST_JOB);
     let (mut jobs, mut bytes) = (Vec::<Vec<Piece>>::new(), u64::MAX);
     for piece in pieces {
         let len = piece.span.bytes.end - piece.span.bytes.start;
@@ -292,9 +345,7 @@ impl Work {
     /// Fetches the pieces of a job, checks every frame, and copies those that are kept. Returns the hashes of the pieces and the bytes of
     /// all frames.
     async fn run(self, replica: &Replica, job: Vec<Piece>) -> Result<(Vec<(usize, FramesHash)>, u64)> {
-        let reads = job.iter().map(|piece| (&self.inputs[piece.input].file, piece.span.bytes.clone()));
-        let reads: Vec<_> = reads.map(|(file, span)| read(replica, file, span)).collect();
-        let fetched: Vec<Bytes> = stream::iter(reads).buffered(READ_AT_ONCE).try_collect().await?;
+        let fetched = self.fetch(replica, &job).await?;
         let core = self.cores.clone().acquire_owned().await;
         blocking(move || {
             let (mut hashes, mut bytes) = (Vec::with_capacity(job.len()), 0);
@@ -309,21 +360,56 @@ impl Work {
         .await
     }
 
+    /// The pieces' frames, from memory where they came along with the header.
+    async fn fetch(&self, replica: &Replica, job: &[Piece]) -> Result<Vec<Bytes>> {
+        let file = |piece: &Piece| &self.inputs[piece.input].file;
+        let wanted = job.iter().map(|piece| (file(piece), with_mark(file(piece), &piece.span.bytes)));
+        let wanted: Vec<_> = wanted.collect();
+        let at_hand = |(file, span): &(&OpenFile, Range<u64>)| span.end <= file.front.len() as u64;
+        let missing = wanted.iter().filter(|wanted| !at_hand(wanted));
+        let missing: Vec<_> = missing.map(|(file, span)| (&file.info, span.clone())).collect();
+        let together = replica.spans_at_once().min(READ_AT_ONCE);
+        let reads: Vec<_> = missing.chunks(together).map(|missing| replica.get_spans(missing)).collect();
+        let fetched: Vec<_> = stream::iter(reads).buffered(READ_AT_ONCE / together).try_collect().await?;
+        let mut fetched = fetched.into_iter().flatten();
+        let mut pieces = Vec::with_capacity(job.len());
+        for (wanted, piece) in wanted.iter().zip(job) {
+            let (file, span) = wanted;
+            let bytes = if at_hand(wanted) {
+                file.front.slice(span.start as usize..span.end as usize)
+            } else {
+                fetched.next().unwrap_or_default()
+            };
+            check_mark(file, &piece.span.bytes, span, &bytes)?;
+            pieces.push(bytes);
+        }
+        Ok(pieces)
+    }
+
     fn copy(&self, piece: &Piece, bytes: &[u8], page: &mut [u8]) -> Result<FramesHash> {
         let input = &self.inputs[piece.input];
         let wrong = |source| Error::format(input.file.key(), source);
         let mut hash = input.file.hash();
         let mut run = Run { source: bytes, range: 0..0, offset: 0 };
-        let (mut start, mut last) = (0, None);
-        let entries = input.file.index.entries_from(piece.span.frames.start).take(piece.span.frames.len());
+        let mut start = 0;
+        let from = piece.span.frames.start;
+        let mut places: &[u32] = match piece.span.frames.is_empty() {
+            true => &[],
+            false => self.kept.places(piece.input, input.file.index.pgno(from)),
+        };
+        let entries = input.file.index.entries_from(from).take(piece.span.frames.len());
         for entry in entries {
             let frame = input.file.frame(&entry, &bytes[start..])?;
             let range = start..start + frame.bytes().len();
             start = range.end;
             frame.decompress_into(page).map_err(wrong)?;
             hash.add(&frame, page);
-            let Some(at) = self.kept.place(piece.input, entry.pgno, last) else { continue };
-            last = Some(at);
+            let Some((at, rest)) = places.split_first() else { continue };
+            let at = *at as usize;
+            if self.kept.index.pgno(at) != entry.pgno {
+                continue;
+            }
+            places = rest;
             let (frame_hash, copy) = frame.copy(page);
             let place = self.kept.index.entry(at);
             let len = copy.as_ref().map_or(range.len(), Vec::len);
@@ -364,35 +450,126 @@ impl Run<'_> {
     }
 }
 
-/// A span of an input's frames, from memory where it came along with the header.
-///
-/// With the last frames comes the end mark behind them: [`OpenFile::verify`] hashes what it must be, and never sees what it is.
-async fn read(replica: &Replica, file: &OpenFile, span: Range<u64>) -> Result<Bytes> {
-    let frames = (span.end - span.start) as usize;
+/// With the last frames comes the end mark behind them.
+fn with_mark(file: &OpenFile, span: &Range<u64>) -> Range<u64> {
     let mark = if span.end == file.layout.frames_end() { END_MARK.len() as u64 } else { 0 };
-    let span = span.start..span.end + mark;
-    let bytes = if span.end <= file.front.len() as u64 {
-        file.front.slice(span.start as usize..span.end as usize)
-    } else {
-        replica.get_span(&file.info, span).await?
-    };
-    let behind = bytes.get(frames..).unwrap_or_default();
-    if behind != &END_MARK[..mark as usize] {
-        return Err(Error::format(file.key(), ltx::Error::Index("the frames do not end where it says")));
-    }
-    Ok(bytes)
+    span.start..span.end + mark
 }
 
-/// The file in the making.
+/// Whether what lies behind the frames of a span is the end mark: [`OpenFile::verify`] hashes what it must be, and never sees what it is.
+fn check_mark(file: &OpenFile, span: &Range<u64>, with_mark: &Range<u64>, bytes: &[u8]) -> Result<()> {
+    let behind = bytes.get((span.end - span.start) as usize..).unwrap_or_default();
+    if behind != &END_MARK[..(with_mark.end - span.end) as usize] {
+        return Err(Error::format(file.key(), ltx::Error::Index("the frames do not end where it says")));
+    }
+    Ok(())
+}
+
+/// The file in the making. Short writes, which come in any order, are gathered chunk by chunk: a file lets in one writer at a time.
 struct Output {
     file: File,
     path: PathBuf,
+    chunks: Box<[Mutex<Chunk>]>,
+    spare: Mutex<Spare>,
+}
+
+/// [`CHUNK`] bytes of the output, of the last one what is left.
+struct Chunk {
+    /// What is gathered, at its place. Empty before and after.
+    memory: Vec<u8>,
+    /// Which parts of it.
+    parts: Vec<Range<usize>>,
+    /// How many bytes have neither been gathered nor written.
+    missing: usize,
+}
+
+/// Memory for chunks.
+struct Spare {
+    used: Vec<Vec<u8>>,
+    /// How many more may be allocated.
+    left: u64,
 }
 
 impl Output {
-    fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
+    /// An output whose frames end at `end`, and which may take so much memory.
+    fn new(file: File, path: &Path, end: u64, memory: u64) -> Self {
+        let len = |start: u64| (end - start).min(CHUNK) as usize;
+        let starts = (0..end).step_by(CHUNK as usize);
+        let chunk = |start| Mutex::new(Chunk { memory: Vec::new(), parts: Vec::new(), missing: len(start) });
+        let spare = Mutex::new(Spare { used: Vec::new(), left: memory / CHUNK });
+        Self { file, path: path.to_owned(), chunks: starts.map(chunk).collect(), spare }
+    }
+
+    /// Writes a part of the header and the frames, each of which must be written once.
+    fn write(&self, mut bytes: &[u8], mut offset: u64) -> Result<()> {
+        let at_once = bytes.len() >= LONG_WRITE;
+        if at_once {
+            self.write_now(bytes, offset)?;
+        }
+        while !bytes.is_empty() {
+            let (at, start) = ((offset / CHUNK) as usize, (offset % CHUNK) as usize);
+            let (part, rest) = bytes.split_at(bytes.len().min(CHUNK as usize - start));
+            let mut chunk = lock(&self.chunks[at]);
+            if !at_once && !self.gather(&mut chunk, part, start) {
+                self.write_now(part, offset)?;
+            }
+            chunk.missing -= part.len();
+            if chunk.missing == 0 {
+                let (memory, parts) = (std::mem::take(&mut chunk.memory), std::mem::take(&mut chunk.parts));
+                drop(chunk);
+                self.write_gathered(memory, parts, at as u64 * CHUNK)?;
+            }
+            (bytes, offset) = (rest, offset + part.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// Puts a part where it waits for its chunk to be full. `false` where there is no memory for that.
+    fn gather(&self, chunk: &mut Chunk, part: &[u8], start: usize) -> bool {
+        if chunk.memory.is_empty() {
+            let Some(memory) = lock(&self.spare).take() else { return false };
+            chunk.memory = memory;
+        }
+        let range = start..start + part.len();
+        chunk.memory[range.clone()].copy_from_slice(part);
+        match chunk.parts.last_mut() {
+            Some(last) if last.end == start => last.end = range.end,
+            _ => chunk.parts.push(range),
+        }
+        true
+    }
+
+    fn write_gathered(&self, memory: Vec<u8>, mut parts: Vec<Range<usize>>, offset: u64) -> Result<()> {
+        parts.sort_unstable_by_key(|part| part.start);
+        for run in parts.chunk_by(|part, next| part.end == next.start) {
+            let [Range { start, .. }, ..] = *run else { continue };
+            let end = run.last().map_or(start, |last| last.end);
+            self.write_now(&memory[start..end], offset + start as u64)?;
+        }
+        if !memory.is_empty() {
+            lock(&self.spare).used.push(memory);
+        }
+        Ok(())
+    }
+
+    fn write_now(&self, bytes: &[u8], offset: u64) -> Result<()> {
         self.file.write_all_at(bytes, offset).map_err(|error| Error::io("write", &self.path, error))
     }
+}
+
+impl Spare {
+    fn take(&mut self) -> Option<Vec<u8>> {
+        if let Some(memory) = self.used.pop() {
+            return Some(memory);
+        }
+        self.left = self.left.checked_sub(1)?;
+        Some(vec![0; CHUNK as usize])
+    }
+}
+
+/// A job that panics ends the merge: nobody uses what it left half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Removes the output unless told to keep it.
@@ -429,5 +606,37 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
                 Err(Error::Io { operation: "finish merging".to_owned(), source: std::io::Error::other(error) })
             }
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_in_any_order_lies_at_its_place_however_little_memory_there_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let expected: Vec<u8> = (0..3 * CHUNK as u32 + 77_777).map(|at| (at % 251) as u8).collect();
+        // Longer ones are written as they come; those of 90,000 bytes and some others lie across two chunks.
+        let lengths = [3, 2_500, 70, 90_000, 4_096, 65_535, 65_536, 1];
+        let (mut writes, mut start) = (Vec::new(), 0);
+        for len in lengths.into_iter().cycle() {
+            let end = expected.len().min(start + len);
+            writes.push(start..end);
+            start = end;
+            if start == expected.len() {
+                break;
+            }
+        }
+        for (number, memory) in [0, CHUNK, 2 * CHUNK, 8 * CHUNK].into_iter().enumerate() {
+            let path = folder.path().join(number.to_string());
+            let output = Output::new(File::create_new(&path).unwrap(), &path, expected.len() as u64, memory);
+            let (even, odd): (Vec<_>, Vec<_>) = writes.iter().cloned().enumerate().partition(|(at, _)| at % 2 == 0);
+            for (_, range) in even.into_iter().rev().chain(odd) {
+                output.write(&expected[range.clone()], range.start as u64).unwrap();
+            }
+            assert!(output.chunks.iter().all(|chunk| lock(chunk).missing == 0));
+            assert!(std::fs::read(&path).unwrap() == expected, "with {memory} bytes of memory");
+        }
     }
 }

@@ -51,6 +51,27 @@ impl Plan {
         Planner { replica, listing, target, cutoff: Cutoff::NONE, without: Some(only) }.plan().ok()
     }
 
+    /// The files that lead on from `have`, as far as any do, for one who has that state already. Only where nothing else leads as far they begin with a
+    /// snapshot, which needs no state before it. `None` where nothing leads on.
+    #[must_use]
+    pub fn onward(listing: &Listing, have: Txid) -> Option<Self> {
+        let walk = |snapshots: bool| {
+            let files =
+                move |level| listing.level(level).iter().filter(move |file| snapshots || !file.name.is_snapshot());
+            let (mut chosen, mut txid) = (Vec::new(), have);
+            go_on(Level::all().rev().map(files), &mut chosen, &mut txid);
+            Self { files: chosen.into_iter().cloned().collect(), txid }
+        };
+        let without = walk(false);
+        let best = if Some(without.txid) == listing.newest_txid() {
+            without
+        } else {
+            let with = walk(true);
+            if with.txid > without.txid { with } else { without }
+        };
+        (best.txid > have).then_some(best)
+    }
+
     /// Bytes of all files together.
     #[must_use]
     pub fn size(&self) -> u64 {
@@ -87,25 +108,8 @@ impl<'a> Planner<'a> {
             self.within(Level::SNAPSHOT).filter(|file| file.name.is_snapshot()).max_by_key(|file| file.name.max);
         let mut files: Vec<&FileInfo> = newest.into_iter().collect();
         let mut reached = newest.map_or(Txid::ZERO, |file| file.name.max);
-        // Each level is sorted by first TXID, and what is reached only grows: every file is looked at once.
         let levels = Level::all().rev().filter(|level| *level != Level::SNAPSHOT);
-        let mut levels: Vec<_> = levels.map(|level| self.within(level).peekable()).collect();
-        let mut best: Option<&FileInfo> = None;
-        loop {
-            for level in &mut levels {
-                while let Some(file) = level.next_if(|file| file.name.min <= reached.next()) {
-                    if best.is_none_or(|best| is_better(file, best)) {
-                        best = Some(file);
-                    }
-                }
-            }
-            let Some(next) = best.filter(|best| best.name.max > reached) else { break };
-            if next.name.is_snapshot() {
-                files.clear();
-            }
-            files.push(next);
-            reached = next.name.max;
-        }
+        go_on(levels.map(|level| self.within(level)), &mut files, &mut reached);
         self.check(reached)?;
         Ok(Plan { files: files.into_iter().cloned().collect(), txid: reached })
     }
@@ -145,6 +149,31 @@ impl<'a> Planner<'a> {
                 }
             }
         }
+    }
+}
+
+/// Goes on from what is reached, always with the file that reaches furthest. A snapshot makes those before it needless.
+fn go_on<'a, L>(levels: impl Iterator<Item = L>, files: &mut Vec<&'a FileInfo>, reached: &mut Txid)
+where
+    L: Iterator<Item = &'a FileInfo>,
+{
+    // Each level is sorted by first TXID, and what is reached only grows: every file is looked at once.
+    let mut levels: Vec<_> = levels.map(Iterator::peekable).collect();
+    let mut best: Option<&FileInfo> = None;
+    loop {
+        for level in &mut levels {
+            while let Some(file) = level.next_if(|file| file.name.min <= reached.next()) {
+                if best.is_none_or(|best| is_better(file, best)) {
+                    best = Some(file);
+                }
+            }
+        }
+        let Some(next) = best.filter(|best| best.name.max > *reached) else { break };
+        if next.name.is_snapshot() {
+            files.clear();
+        }
+        files.push(next);
+        *reached = next.name.max;
     }
 }
 

@@ -8,13 +8,10 @@ use futures::stream;
 use litestream_storage::{FileInfo, Replica};
 use ltx::{Commit, IndexEntry, PageSize, Pgno, Timestamp, Txid};
 
-use crate::{Error, OpenFile, Plan, Result, open_file};
+use crate::{Error, OpenFile, Plan, Result, Spill, open_file};
 
 /// How many files are opened at once.
 const OPEN_AT_ONCE: usize = 256;
-
-/// How many bytes of files' fronts a view keeps in memory.
-const FRONTS: usize = 64 << 20;
 
 /// A database at one TXID. Immutable; meant to be shared as `Arc<View>`.
 #[derive(Clone, Debug)]
@@ -39,21 +36,13 @@ pub struct Location<'a> {
 }
 
 impl View {
-    /// Opens all files of a plan, side by side.
+    /// Opens all files of a plan, side by side, but for those that are among `known`. What came along of small ones is kept as `spill` allows.
     ///
     /// # Errors
     /// As the store says, [`Error::Format`], [`Error::PageSizeChanged`], [`Error::Deleted`].
-    pub async fn open(replica: &Replica, plan: &Plan) -> Result<Self> {
-        Self::open_with(replica, plan, &[]).await
-    }
-
-    /// Like [`View::open`], but takes the files that are among `known` from there.
-    ///
-    /// # Errors
-    /// As [`View::open`].
-    pub async fn open_with(replica: &Replica, plan: &Plan, known: &[Arc<OpenFile>]) -> Result<Self> {
+    pub async fn open(replica: &Replica, plan: &Plan, known: &[Arc<OpenFile>], spill: &Arc<Spill>) -> Result<Self> {
         let known: HashMap<&str, &Arc<OpenFile>> = known.iter().map(|file| (file.info.key(), file)).collect();
-        // Newest first, so that what is dropped again, once the budget for files in memory is spent, is the oldest.
+        // Newest first, so that what goes from memory again, once its share is used up, is the oldest.
         let newest_first = plan.files.iter().rev().cloned().map(|file| {
             let known = known.get(file.key()).filter(|known| is_same(&known.info, &file)).copied().cloned();
             let replica = replica.clone();
@@ -65,10 +54,10 @@ impl View {
             }
         });
         let mut opens = stream::iter(newest_first.collect::<Vec<_>>()).buffered(OPEN_AT_ONCE);
-        let (mut files, mut left) = (Vec::with_capacity(plan.files.len()), FRONTS);
+        let (mut files, mut share) = (Vec::with_capacity(plan.files.len()), spill.share());
         while let Some(file) = opens.next().await {
             let mut file = file?;
-            keep_within(&mut left, &mut file);
+            spill.keep(&mut share, &mut file).await;
             files.push(file);
         }
         files.reverse();
@@ -76,13 +65,7 @@ impl View {
     }
 
     /// A view over opened files, oldest first. They must follow one another as a plan's files do.
-    ///
-    /// # Errors
-    /// [`Error::PageSizeChanged`], [`Error::Deleted`].
-    ///
-    /// # Panics
-    /// Without any file: a plan has at least one.
-    pub fn of(mut files: Vec<Arc<OpenFile>>) -> Result<Self> {
+    fn of(files: Vec<Arc<OpenFile>>) -> Result<Self> {
         let (Some(first), Some(last)) = (files.first(), files.last()) else { panic!("a plan has at least one file") };
         let Timestamp(time) = last.header.timestamp;
         let (commit, page_size, txid) = (last.header.commit, first.header.page_size, last.header.max_txid);
@@ -100,7 +83,6 @@ impl View {
         // Stable: of one page's entries the newest file's stays in front.
         newer.sort_by_key(|(pgno, _)| *pgno);
         newer.dedup_by_key(|(pgno, _)| *pgno);
-        keep_within_budget(&mut files);
         Ok(Self { overlay: newer.into(), txid, commit, page_size, time: Timestamp(time), files })
     }
 
@@ -117,11 +99,11 @@ impl View {
         }
     }
 
-    /// The view after further files, oldest first, which must follow on this view's TXID.
+    /// The view after further files, oldest first, which must follow on this view's TXID. What is kept of all files is as `spill` allows.
     ///
     /// # Errors
     /// [`Error::PageSizeChanged`], [`Error::Deleted`].
-    pub fn derive(&self, further: &[Arc<OpenFile>]) -> Result<Self> {
+    pub async fn derive(&self, further: &[Arc<OpenFile>], spill: &Arc<Spill>) -> Result<Self> {
         let Some(last) = further.last() else { return Ok(self.clone()) };
         if self.files.is_empty() {
             return Self::of(further.to_vec());
@@ -141,7 +123,10 @@ impl View {
         newer.dedup_by_key(|(pgno, _)| *pgno);
         newer.retain(|(pgno, _)| *pgno <= commit.0);
         let mut files = [self.files.as_slice(), further].concat();
-        keep_within_budget(&mut files);
+        let mut share = spill.share();
+        for file in files.iter_mut().rev() {
+            spill.keep(&mut share, file).await;
+        }
         Ok(Self { files, overlay: newer.into(), txid, commit, page_size: self.page_size, time })
     }
 
@@ -199,6 +184,12 @@ impl View {
         &self.files
     }
 
+    /// Bytes of its files that are in temporary files.
+    #[must_use]
+    pub fn spilled_bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.spilled_bytes()).sum()
+    }
+
     /// Bytes of memory that the index takes, the files' fronts left out.
     #[must_use]
     pub fn index_memory(&self) -> usize {
@@ -210,19 +201,6 @@ impl View {
 fn is_same(known: &FileInfo, listed: &FileInfo) -> bool {
     let (known, listed) = (&known.object, &listed.object);
     known.size == listed.size && known.etag.is_some() && known.etag == listed.etag
-}
-
-/// Small files that were fetched whole stay in memory, the newest first, up to a budget; of the others only the index does.
-fn keep_within_budget(files: &mut [Arc<OpenFile>]) {
-    let mut left = FRONTS;
-    files.iter_mut().rev().for_each(|file| keep_within(&mut left, file));
-}
-
-fn keep_within(left: &mut usize, file: &mut Arc<OpenFile>) {
-    match left.checked_sub(file.front.len()) {
-        Some(rest) => *left = rest,
-        None => Arc::make_mut(file).front = bytes::Bytes::new(),
-    }
 }
 
 pub(crate) fn same_page_size(before: PageSize, file: &OpenFile) -> Result<()> {

@@ -53,6 +53,18 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// Part of an object.
     async fn get(&self, request: &GetRequest<'_>) -> Result<GetResponse>;
 
+    /// How many small spans [`Backend::get_spans`] should bring at once. Default 1: where requests go side by side anyway, each had better go
+    /// on its own.
+    fn spans_at_once(&self) -> usize {
+        1
+    }
+
+    /// Spans of objects, for a store where many small reads cost less together. One that cannot be read, or whose object is of another size
+    /// than described, is `None`: [`Backend::get`] is asked for it then, and says why. Default: none can.
+    async fn get_spans(&self, spans: &[(&ObjectInfo, Range<u64>)]) -> Vec<Option<(ObjectInfo, Bytes)>> {
+        spans.iter().map(|_| None).collect()
+    }
+
     /// An object's description, time included.
     async fn head(&self, key: &str, attempt: u32) -> Result<ObjectInfo>;
 

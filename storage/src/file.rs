@@ -119,6 +119,27 @@ impl Backend for FileBackend {
         .await
     }
 
+    fn spans_at_once(&self) -> usize {
+        // A hop to another thread costs more than reading a small file: each should be worth it, and there should be enough for every core.
+        32
+    }
+
+    async fn get_spans(&self, spans: &[(&ObjectInfo, Range<u64>)]) -> Vec<Option<(ObjectInfo, Bytes)>> {
+        let wanted: Vec<_> = spans
+            .iter()
+            .map(|(object, span)| (self.path(&object.key), object.key.clone(), object.size, span.clone()))
+            .collect();
+        let read = |(path, key, size, rest): (PathBuf, Arc<str>, u64, Range<u64>)| {
+            let file = File::open(&path).ok()?;
+            let object = describe(key, &file.metadata().ok()?);
+            let fits = object.size == size && rest.end <= size && rest.end - rest.start <= Buffer::LARGEST as u64;
+            let bytes = fits.then(|| Pieces { file, path, rest }.read());
+            Some((object, bytes?.ok()?))
+        };
+        let answers = blocking(move || Ok(wanted.into_iter().map(read).collect())).await;
+        answers.unwrap_or_else(|_| spans.iter().map(|_| None).collect())
+    }
+
     async fn head(&self, key: &str, _: u32) -> Result<ObjectInfo> {
         let (path, key, url) = (self.path(key), Arc::<str>::from(key), self.url.clone());
         blocking(move || {
@@ -182,8 +203,8 @@ impl Buffer {
     const LARGE: usize = 128 << 10;
     /// Larger pieces are not kept.
     const LARGEST: usize = 4 << 20;
-    /// How many are kept.
-    const KEPT: usize = 8;
+    /// How many bytes are kept: as many pieces of usual size as are under way at once.
+    const KEPT: usize = 32 << 20;
 
     fn pool() -> std::sync::MutexGuard<'static, Vec<Vec<u8>>> {
         static POOL: std::sync::Mutex<Vec<Vec<u8>>> = std::sync::Mutex::new(Vec::new());
@@ -215,7 +236,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         if (Self::LARGE..=Self::LARGEST).contains(&self.memory.len()) {
             let mut pool = Self::pool();
-            if pool.len() < Self::KEPT {
+            if pool.iter().map(Vec::len).sum::<usize>() + self.memory.len() <= Self::KEPT {
                 pool.push(std::mem::take(&mut self.memory));
             }
         }
@@ -423,7 +444,7 @@ fn sync_folder(folder: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::GetRange;
+    use crate::{GetRange, Replica, RetryPolicy};
 
     async fn pieces(backend: &FileBackend, range: GetRange) -> Vec<Bytes> {
         let response = backend.get(&GetRequest { key: "file", range, attempt: 0 }).await.unwrap();
@@ -447,6 +468,38 @@ mod tests {
         assert!(next.0.exists() && !taken.contains(&next.0));
         drop(next);
         assert!(taken.iter().all(|path| fs::read(path).unwrap() == b"theirs"));
+    }
+
+    #[tokio::test]
+    async fn spans_that_cannot_be_read_are_left_out_and_then_say_why() {
+        let folder = tempfile::tempdir().unwrap();
+        let replica = Replica::new(FileBackend::new(folder.path()).into(), RetryPolicy::default());
+        let mut files = Vec::new();
+        for txid in (1..=4).map(Txid) {
+            let body = Body::Bytes(format!("file {txid}").into());
+            files.push(replica.put_file(Level::ZERO, FileName::new(txid, txid), body, Timestamp(0)).await.unwrap());
+        }
+        let before = replica.stats();
+        let spans: Vec<_> = files.iter().map(|file| (file, 5..file.size())).collect();
+        let read = replica.get_spans(&spans).await.unwrap();
+        assert!(read.iter().zip(1..).all(|(bytes, txid)| *bytes == Txid(txid).to_string()));
+        let stats = replica.stats();
+        assert_eq!((stats.gets - before.gets, stats.bytes_read - before.bytes_read), (4, 4 * 16));
+
+        fs::write(folder.path().join(files[1].key()), "longer than before, whoever wrote it").unwrap();
+        let backend = FileBackend::new(folder.path());
+        let wanted: Vec<_> = files.iter().map(|file| (&file.object, 0..4)).collect();
+        let found = backend.get_spans(&wanted).await;
+        assert_eq!(found.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, true, true]);
+        let error = replica.get_spans(&spans).await.unwrap_err();
+        assert!(matches!(&error, Error::Changed { key, .. } if **key == *files[1].key()), "{error}");
+
+        fs::write(folder.path().join(files[1].key()), "file 0000000000000009").unwrap();
+        let error = replica.get_spans(&spans).await.unwrap_err();
+        assert!(matches!(&error, Error::Changed { .. }), "as long as before, but another: {error}");
+        fs::remove_file(folder.path().join(files[1].key())).unwrap();
+        let error = replica.get_spans(&spans).await.unwrap_err();
+        assert!(matches!(&error, Error::NotFound { key, .. } if **key == *files[1].key()), "{error}");
     }
 
     #[tokio::test]

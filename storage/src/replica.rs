@@ -19,6 +19,9 @@ pub(crate) const MIN_UPLOAD_RATE: u64 = 64 * 1024;
 /// How many objects one batch deletes at most.
 const DELETE_BATCH: usize = 1_000;
 
+/// Up to this many bytes a span is small.
+const SMALL_SPAN: u64 = 256 * 1024;
+
 /// One database's files in object storage.
 ///
 /// Cheap to clone; clones share connections and counters.
@@ -200,6 +203,53 @@ impl Replica {
     /// [`Error::NotFound`], [`Error::Changed`], or as the store says, after retries.
     pub async fn get_span(&self, file: &FileInfo, span: Range<u64>) -> Result<Bytes> {
         Ok(self.get(file.key(), Some(&file.object), GetRange::Span(span)).await?.1)
+    }
+
+    /// How many small spans [`Replica::get_spans`] brings at least cost each.
+    #[must_use]
+    pub fn spans_at_once(&self) -> usize {
+        self.backend.spans_at_once().max(1)
+    }
+
+    /// Spans of files, in the order asked for; they must fit into memory together. As [`Replica::get_span`] for each, all side by side, but
+    /// cheaper where many are small and the store is a local folder.
+    ///
+    /// # Errors
+    /// As [`Replica::get_span`].
+    pub async fn get_spans(&self, spans: &[(&FileInfo, Range<u64>)]) -> Result<Vec<Bytes>> {
+        let mut found = self.get_small(spans).await.into_iter();
+        let bytes = spans.iter().map(|(file, span)| {
+            let found = found.next().flatten();
+            async move {
+                match found {
+                    Some(bytes) => Ok(bytes),
+                    None => self.get_span(file, span.clone()).await,
+                }
+            }
+        });
+        futures::future::try_join_all(bytes).await
+    }
+
+    /// What the store brings together and at once of these spans. Whatever is wrong with the others, [`Replica::get_span`] will see.
+    async fn get_small(&self, spans: &[(&FileInfo, Range<u64>)]) -> Vec<Option<Bytes>> {
+        let len = |span: &Range<u64>| span.end.saturating_sub(span.start);
+        let is_small = |(_, span): &(&FileInfo, Range<u64>)| (1..=SMALL_SPAN).contains(&len(span));
+        if self.spans_at_once() == 1 || spans.len() < 2 {
+            return Vec::new();
+        }
+        let small: Vec<_> =
+            spans.iter().filter(|span| is_small(span)).map(|(file, span)| (&file.object, span.clone())).collect();
+        let answers = async { Ok(self.backend.get_spans(&small).await) };
+        let patience = self.retry.policy.first_byte;
+        let Ok(answers) = within(patience, "read", "", "the first byte", answers).await else { return Vec::new() };
+        let mut answers = answers.into_iter().zip(&small).map(|(answer, (expected, span))| {
+            let (object, bytes) = answer?;
+            self.check(Some(expected), &object).ok()?;
+            count(&self.counters.gets, 1);
+            count(&self.counters.bytes_read, bytes.len() as u64);
+            (bytes.len() as u64 == len(span)).then_some(bytes)
+        });
+        spans.iter().map(|span| if is_small(span) { answers.next().flatten() } else { None }).collect()
     }
 
     /// An object, or part of it. Where `expected` is given, size and entity tag must be as there; a file that has been replaced meanwhile is

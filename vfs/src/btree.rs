@@ -3,7 +3,8 @@
 //! A [`Predictor`] sees every page that one connection reads. It remembers the tree above the leaves – which page is whose child – and from
 //! that knows three things:
 //!
-//! - *Scans*: after two leaves that stand side by side, those that follow, in windows that grow fourfold.
+//! - *Scans*: after two leaves that stand side by side, those that follow, in windows that grow fourfold; forwards as well as backwards
+//!   (`ORDER BY … DESC`).
 //! - *Index lookups*: an index's leaf names rows, so the table's pages on the way to them. Rows with the same key as the one asked for will all
 //!   be asked for; others only once a second row has been.
 //! - *Levels*: a tree is balanced, so where one child of a page has children itself, its siblings have too, and are few.
@@ -33,6 +34,15 @@ const DEEPEST: usize = 20;
 
 /// Gives a page that is in memory.
 pub(crate) type Peek<'a> = dyn Fn(u32) -> Option<Bytes> + 'a;
+
+impl Way {
+    const fn other(self) -> Self {
+        match self {
+            Self::Forwards => Self::Backwards,
+            Self::Backwards => Self::Forwards,
+        }
+    }
+}
 
 /// A page with children.
 struct Node {
@@ -73,7 +83,9 @@ pub(crate) struct Predictor {
     /// Root pages of tables, by name, and of indexes, by table's name, as the schema names them.
     schema: Schema,
     last_leaf: u32,
+    /// How many leaves were read side by side, and in which direction.
     side_by_side: u32,
+    way: Way,
     window: usize,
     /// How many leaves beyond the last one read have been asked for.
     ahead: usize,
@@ -81,6 +93,14 @@ pub(crate) struct Predictor {
     most: Option<usize>,
     index_leaf: Option<IndexLeaf>,
     usable: usize,
+}
+
+/// The direction of a scan.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Way {
+    #[default]
+    Forwards,
+    Backwards,
 }
 
 #[derive(Default)]
@@ -93,8 +113,10 @@ impl Predictor {
     /// What to fetch together with a page that has to be fetched now. `peek` gives pages that are in memory already.
     pub(crate) fn before(&mut self, pgno: u32, peek: &Peek<'_>) -> Vec<u32> {
         let mut ahead = self.rows_of_index(pgno, peek);
-        if self.follows(pgno) {
-            if self.ahead > 0 {
+        if let Some(way) = self.follows(pgno) {
+            if way != self.way {
+                self.turn(way);
+            } else if self.ahead > 0 {
                 // It was asked for, and has had to make room before it was read: windows are too large for the cache.
                 self.most = Some((self.window / 4).max(FIRST_WINDOW));
                 (self.ahead, self.window) = (0, 0);
@@ -202,20 +224,29 @@ impl Predictor {
         self.leaves_at.get(&root).map(|leaves| *leaves == depth)
     }
 
-    /// Whether a page stands right behind the leaf that was read last.
-    fn follows(&self, pgno: u32) -> bool {
-        self.last_leaf != 0 && self.following(self.last_leaf).next() == Some(pgno)
+    /// In which direction a page stands right beside the leaf that was read last, if it does.
+    fn follows(&self, pgno: u32) -> Option<Way> {
+        let beside = |way: &Way| self.following(self.last_leaf, *way).next() == Some(pgno);
+        [self.way, self.way.other()].into_iter().filter(|_| self.last_leaf != 0).find(beside)
+    }
+
+    fn turn(&mut self, way: Way) {
+        (self.way, self.side_by_side, self.ahead, self.window) = (way, 0, 0, 0);
     }
 
     fn leaf_was_read(&mut self, pgno: u32, peek: &Peek<'_>) -> Vec<u32> {
         if pgno == self.last_leaf {
             return Vec::new();
         }
-        if self.follows(pgno) {
-            self.side_by_side += 1;
-            self.ahead = self.ahead.saturating_sub(1);
-        } else {
-            (self.side_by_side, self.ahead, self.window) = (0, 0, 0);
+        match self.follows(pgno) {
+            Some(way) => {
+                if way != self.way {
+                    self.turn(way);
+                }
+                self.side_by_side += 1;
+                self.ahead = self.ahead.saturating_sub(1);
+            }
+            None => (self.side_by_side, self.ahead, self.window) = (0, 0, 0),
         }
         self.last_leaf = pgno;
         self.next_window(pgno, self.side_by_side, peek)
@@ -231,7 +262,7 @@ impl Predictor {
         let largest = (WINDOW_BYTES / self.usable.max(512)).min(self.most.unwrap_or(LARGEST_WINDOW));
         self.window = if self.window == 0 { FIRST_WINDOW } else { self.window * 4 }.min(largest);
         loop {
-            let next: Vec<u32> = self.following(pgno).skip(self.ahead).take(self.window).collect();
+            let next: Vec<u32> = self.following(pgno, self.way).skip(self.ahead).take(self.window).collect();
             match next.last() {
                 // Not a leaf but the page above the next ones, which may have been fetched, and not read, before.
                 Some(last) if self.is_leaf(*last) == Some(false) => {
@@ -261,8 +292,8 @@ impl Predictor {
         true
     }
 
-    /// The leaves behind a leaf; where the page above the next ones is not known yet, that page, and then no more.
-    fn following(&self, leaf: u32) -> impl Iterator<Item = u32> + '_ {
+    /// The leaves that follow a leaf; where the page above the next ones is not known yet, that page, and then no more.
+    fn following(&self, leaf: u32, way: Way) -> impl Iterator<Item = u32> + '_ {
         let mut at = self.parents.get(&leaf).copied();
         let mut left = LARGEST_WINDOW * 4;
         std::iter::from_fn(move || {
@@ -271,10 +302,14 @@ impl Predictor {
             // Up, until there is a next child.
             for _ in 0..DEEPEST {
                 let node = self.nodes.get(&parent)?;
-                match node.children.get(place as usize + 1) {
-                    Some(child) => {
-                        // And down again to the first leaf below it.
-                        let (mut child, mut under) = (*child, (parent, place + 1));
+                let next = match way {
+                    Way::Forwards => place.checked_add(1),
+                    Way::Backwards => place.checked_sub(1),
+                };
+                match next.and_then(|next| Some((next, node.children.get(next as usize)?))) {
+                    Some((next, child)) => {
+                        // And down again to the nearest leaf below it.
+                        let (mut child, mut under) = (*child, (parent, next));
                         let mut depth = 0;
                         while let Some(node) = self.nodes.get(&child) {
                             // What is remembered may be of several views, or of a damaged database: it need not be a tree.
@@ -282,8 +317,12 @@ impl Predictor {
                             if depth > DEEPEST {
                                 return None;
                             }
-                            under = (child, 0);
-                            child = *node.children.first()?;
+                            let nearest = match way {
+                                Way::Forwards => 0,
+                                Way::Backwards => node.children.len().checked_sub(1)?,
+                            };
+                            under = (child, nearest as u32);
+                            child = *node.children.get(nearest)?;
                         }
                         let is_leaf = self.is_leaf(child) != Some(false);
                         at = is_leaf.then_some(under);
@@ -564,6 +603,21 @@ mod tests {
         predictor.after(2, &interior(&[3, 4, 5, 6, 7, 8]), &none);
         assert!(predictor.after(3, &leaf(), &none).is_empty());
         assert_eq!(predictor.after(4, &leaf(), &none), [5, 6, 7, 8]);
+    }
+
+    #[test]
+    fn leaves_are_followed_backwards_too_and_across_their_parents() {
+        let mut predictor = Predictor { usable: 512, ..Predictor::default() };
+        let none = |_: u32| None;
+        predictor.after(2, &interior(&[3, 20]), &none);
+        predictor.after(3, &interior(&[4, 5, 6]), &none);
+        predictor.after(20, &interior(&[21, 22, 23]), &none);
+        assert!(predictor.after(23, &leaf(), &none).is_empty());
+        assert_eq!(predictor.after(22, &leaf(), &none), [21, 6, 5, 4]);
+        // Whoever turns is followed again once two stand side by side.
+        assert!(predictor.before(23, &none).is_empty());
+        assert!(predictor.after(4, &leaf(), &none).is_empty());
+        assert_eq!(predictor.after(5, &leaf(), &none), [6, 21, 22, 23]);
     }
 
     #[test]

@@ -446,7 +446,7 @@ impl Connection {
             return Ok(Some(page));
         }
         if let Some(bytes) = place.file.at_hand(&place.frame) {
-            return decode(place.file, &place.frame, bytes).map(Some);
+            return decode(place.file, &place.frame, &bytes).map(Some);
         }
         let wanted = Wanted { file: place.file.clone(), entry: place.frame };
         let fetcher = &self.database.process.fetcher;
@@ -596,7 +596,7 @@ fn in_memory(database: &Database, hydration: Option<&Hydration>, shown: &Shown, 
     }
     let place = shown.view.locate(pgno)?;
     if let Some(bytes) = place.file.at_hand(&place.frame) {
-        return decode(place.file, &place.frame, bytes).ok();
+        return decode(place.file, &place.frame, &bytes).ok();
     }
     database.process.fetcher.cached(&Wanted { file: place.file.clone(), entry: place.frame })
 }

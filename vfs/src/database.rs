@@ -4,16 +4,18 @@
 //! - While somebody reads, a task asks for new files once an interval: one LIST of level 0 from the TXID after the newest. The next view comes
 //!   from the new files alone. A gap, or many new files, lead to a full look. After idleness the next reader waits for one fresh poll.
 //! - A file that has vanished leads to a new plan for the *same* TXID.
+//! - The file of level 0 that ends with the TXID that is seen is remembered and compared at each poll, whatever file the view reads that
+//!   transaction from: there shows whether what follows continues the same history.
 //! - The number that page 1 carries as its change counter comes from here: one for each TXID's content, never used again for another.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use litestream_pageindex::{Listing, OpenFile, Plan, Target, View, exact, find, open_file, replan_from};
-use litestream_storage::{Level, Replica, RetryPolicy, Scope};
+use litestream_storage::{FileInfo, Level, Replica, RetryPolicy, Scope};
 use ltx::{Commit, PageSize, Pgno, Timestamp, Txid};
 
 use crate::connection::CHANGE_COUNTER;
@@ -46,6 +48,16 @@ pub(crate) struct Shown {
     pub(crate) local: Option<Local>,
     /// What stands as the change counter in page 1.
     pub(crate) counter: u32,
+    /// The file of level 0 that ends with the view's TXID, as it was when it was first listed. The view may read that transaction from a
+    /// compacted file instead, but it is here that a history shows which was written again.
+    tip: OnceLock<FileInfo>,
+}
+
+/// A view as it was opened from the replica, and the [`Shown::tip`] where it was listed then.
+#[derive(Clone)]
+struct Opened {
+    view: View,
+    tip: Option<FileInfo>,
 }
 
 impl Shown {
@@ -228,13 +240,13 @@ impl Database {
             writing: Mutex::default(),
             is_written: AtomicBool::new(false),
         });
-        let view = match found {
+        let opened = match found {
             Some((plan, listing)) => database.view_of(plan, listing, &[]).await?,
-            None => View::empty(),
+            None => Opened { view: View::empty(), tip: None },
         };
-        let (txid, time) = (view.txid(), view.time());
-        *lock(&database.counters) = ChangeCounters::new(stored_counter(&view));
-        *lock(&database.latest) = Some(database.shown(view, true));
+        let (txid, time) = (opened.view.txid(), opened.view.time());
+        *lock(&database.counters) = ChangeCounters::new(stored_counter(&opened.view));
+        *lock(&database.latest) = Some(database.shown(opened, true));
         let mut polling = lock(&database.polling);
         polling.last_success = Some(Instant::now());
         polling.newest = Some((txid, time));
@@ -243,23 +255,25 @@ impl Database {
     }
 
     /// Opens the files of a plan, those that are known already from there. Files that vanish lead to a new plan for the same TXID.
-    async fn view_of(&self, plan: Plan, listing: Listing, known: &[Arc<OpenFile>]) -> Result<View> {
-        let replica = &self.replica;
-        let view = replan_from(replica, plan, listing, |plan, listing| async move {
-            let view = Box::pin(View::open_with(replica, &plan, known)).await?;
+    async fn view_of(&self, plan: Plan, listing: Listing, known: &[Arc<OpenFile>]) -> Result<Opened> {
+        let (replica, spill) = (&self.replica, &self.process.spill);
+        let opened = replan_from(replica, plan, listing, |plan, listing| async move {
+            let tip = at_level_0(listing.level(Level::ZERO), plan.txid).cloned();
+            let view = Box::pin(View::open(replica, &plan, known, spill)).await?;
             if view.files().len() != 1 || !view.files()[0].starts_with_legacy_frame() {
-                return Ok(view);
+                return Ok(Opened { view, tip });
             }
             let other = Box::pin(exact(replica, plan.clone(), listing)).await?;
-            if other == plan { Ok(view) } else { Box::pin(View::open_with(replica, &other, known)).await }
+            let view = if other == plan { view } else { Box::pin(View::open(replica, &other, known, spill)).await? };
+            Ok::<_, litestream_pageindex::Error>(Opened { view, tip })
         });
-        Ok(Box::pin(view).await?)
+        Ok(Box::pin(opened).await?)
     }
 
-    fn shown(&self, view: View, newest: bool) -> Arc<Shown> {
+    fn shown(&self, Opened { view, tip }: Opened, newest: bool) -> Arc<Shown> {
         let mut counters = lock(&self.counters);
         let counter = if newest { counters.of_newest(content(&view)) } else { counters.of(content(&view)) };
-        Arc::new(Shown { view: Arc::new(view), local: None, counter })
+        Arc::new(Shown { tip: tip_of(&view, tip), view: Arc::new(view), local: None, counter })
     }
 
     /// Shows what was just committed here.
@@ -273,7 +287,7 @@ impl Database {
         };
         // In exclusive mode SQLite counts only once: then what it has written does not follow.
         let counter = lock(&self.counters).after(written);
-        let shown = Arc::new(Shown { view, local, counter });
+        let shown = Arc::new(Shown { tip: tip_of(&view, None), view, local, counter });
         *lock(&self.latest) = Some(shown.clone());
         Ok(shown)
     }
@@ -290,7 +304,7 @@ impl Database {
             polling.last_success = Some(Instant::now());
         }
         self.hydration.tell(&view);
-        *lock(&self.latest) = Some(Arc::new(Shown { view, local, counter }));
+        *lock(&self.latest) = Some(Arc::new(Shown { tip: tip_of(&view, None), view, local, counter }));
     }
 
     /// Lets a connection write. The first one opens the write buffer.
@@ -445,13 +459,12 @@ impl Database {
         let mut page = self.replica.list_page(Scope::Level(Level::ZERO), reached, None).await?;
         let there = page.files.iter().position(|file| file.name.min == reached && file.name.max == reached);
         let there = there.map(|at| page.files.remove(at));
-        let known = before.view.files().last().filter(|known| known.info.level == Level::ZERO);
-        let proven = match (known, &there) {
-            (Some(known), Some(there)) => {
-                known.info.size() == there.size() && known.info.object.etag == there.object.etag
-            }
+        let proven = match (before.tip.get(), there) {
+            (Some(known), Some(there)) => is_same(known, &there),
             (Some(_), None) => false,
-            (None, _) => true,
+            (None, Some(there)) => before.tip.set(there).is_ok(),
+            // The newest file of level 0 is never removed: what goes on without this one may be anything.
+            (None, None) => page.files.is_empty(),
         };
         let Some(last) = page.files.last() else {
             if proven {
@@ -461,6 +474,7 @@ impl Database {
             if plan.txid < reached {
                 return Err(Error::Rewound { url: self.replica.url().clone(), have: reached, found: plan.txid });
             }
+            goes_on(&before, &plan, &listing)?;
             return self.publish(self.view_of(plan, listing, before.view.files()).await?);
         };
         {
@@ -482,7 +496,10 @@ impl Database {
             });
             let opened = stream::iter(opens.collect::<Vec<_>>()).buffered(MANY_NEW);
             match opened.try_collect::<Vec<_>>().await {
-                Ok(files) => return self.publish(before.view.derive(&files)?),
+                Ok(files) => {
+                    let view = before.view.derive(&files, &self.process.spill).await?;
+                    return self.publish(Opened { view, tip: None });
+                }
                 // Compaction was faster: the full look below will find what took their place.
                 Err(error) if error.wants_new_plan() => {}
                 Err(error) => return Err(error.into()),
@@ -492,20 +509,21 @@ impl Database {
         if plan.txid <= reached && before.view.files().len() < MANY_FILES {
             return Ok(());
         }
+        goes_on(&before, &plan, &listing)?;
         self.publish(self.view_of(plan, listing, before.view.files()).await?)
     }
 
     /// Shows a view, unless a newer one is shown already.
-    fn publish(&self, view: View) -> Result<()> {
-        let before = self.latest()?;
-        if let Err(error) = same_files(before.view.files(), &view) {
+    fn publish(&self, opened: Opened) -> Result<()> {
+        let (before, view) = (self.latest()?, &opened.view);
+        if let Err(error) = same_files(before.view.files(), view) {
             if view.txid() <= before.view.txid() {
                 return Err(error);
             }
             // What a transaction has seen was rewritten. Those that are going on keep what they have, or fail; later ones see what there is.
             tracing::error!(%error, txid = %view.txid(), "the replica's history was rewritten: going on with the new one");
         }
-        let shown = self.shown(view, true);
+        let shown = self.shown(opened, true);
         let mut latest = lock(&self.latest);
         if self.is_written.load(Ordering::SeqCst) {
             // The newest state is what is written here.
@@ -529,12 +547,13 @@ impl Database {
             // What others might have put is not followed: the same transaction, from the files that hold it now.
             let txid = shown.view.txid();
             let (plan, listing) = find(&self.replica, Target::Txid(txid)).await?;
-            let view = Arc::new(self.view_of(plan, listing, &known).await?);
+            let Opened { view, tip } = self.view_of(plan, listing, &known).await?;
+            let (tip, view) = (tip_of(&view, tip), Arc::new(view));
             let mut latest = lock(&self.latest);
             if let Some(current) = latest.as_ref().filter(|current| current.view.txid() == txid) {
                 self.hydration.tell(&view);
                 let (local, counter) = (current.local.clone(), current.counter);
-                *latest = Some(Arc::new(Shown { view, local, counter }));
+                *latest = Some(Arc::new(Shown { tip, view, local, counter }));
             }
             return Ok(());
         }
@@ -550,16 +569,17 @@ impl Database {
         let (this, txid) = (self.clone(), broken.view.txid());
         let known: Vec<Arc<OpenFile>> = broken.view.files().to_vec();
         let (commit, page_size, counter) = (broken.view.commit(), broken.view.page_size(), broken.counter);
-        let repaired = self.wait_for(stop, async move {
+        let Opened { view, tip } = self.wait_for(stop, async move {
             let again = async {
                 let (plan, listing) = find(&this.replica, Target::Txid(txid)).await?;
-                let view = this.view_of(plan, listing, &known).await?;
-                same_files(&known, &view)?;
+                let opened = this.view_of(plan, listing, &known).await?;
+                let view = &opened.view;
+                same_files(&known, view)?;
                 match view.files().last() {
                     Some(last) if (view.commit(), view.page_size()) != (commit, page_size) => {
                         Err(Error::Replaced { key: last.key().clone() })
                     }
-                    _ => Ok(view),
+                    _ => Ok(opened),
                 }
             };
             let again = Box::pin(again).await;
@@ -567,21 +587,25 @@ impl Database {
                 // This transaction is lost, but the next one shall find what there is now.
                 if let Ok((plan, listing)) = find(&this.replica, Target::Latest).await
                     && plan.txid > txid
-                    && let Ok(view) = this.view_of(plan, listing, &known).await
+                    && goes_on(&*this.latest()?, &plan, &listing).is_ok()
+                    && let Ok(opened) = this.view_of(plan, listing, &known).await
                 {
-                    this.publish(view)?;
+                    this.publish(opened)?;
                 }
             }
             again
         })?;
         tracing::info!(%txid, "a file had vanished: reading the same transaction from others");
-        let view = Arc::new(repaired);
-        let shown = Arc::new(Shown { view: view.clone(), local: broken.local.clone(), counter });
+        // What was seen first says more than what is there now.
+        let tip = broken.tip.get().cloned().or(tip);
+        let (tip, view) = (tip_of(&view, tip), Arc::new(view));
+        let shown = Arc::new(Shown { tip: tip.clone(), view: view.clone(), local: broken.local.clone(), counter });
         let mut latest = lock(&self.latest);
         if let Some(current) = latest.as_ref().filter(|latest| latest.view.txid() == txid) {
             self.hydration.tell(&view);
             // What was committed meanwhile stays in front.
-            *latest = Some(Arc::new(Shown { view, local: current.local.clone(), counter: current.counter }));
+            let (local, counter) = (current.local.clone(), current.counter);
+            *latest = Some(Arc::new(Shown { tip, view, local, counter }));
         }
         Ok(shown)
     }
@@ -593,13 +617,13 @@ impl Database {
     pub(crate) fn at(self: &Arc<Self>, target: Target, stop: &dyn Fn() -> bool) -> Result<Arc<Shown>> {
         let this = self.clone();
         let known = self.latest()?.view.files().to_vec();
-        let view = self.wait_for(stop, async move {
+        let opened = self.wait_for(stop, async move {
             let (plan, listing) = find(&this.replica, target).await?;
-            let view = this.view_of(plan, listing, &known).await?;
-            same_files(&known, &view)?;
-            Ok(view)
+            let opened = this.view_of(plan, listing, &known).await?;
+            same_files(&known, &opened.view)?;
+            Ok(opened)
         })?;
-        Ok(self.shown(view, false))
+        Ok(self.shown(opened, false))
     }
 
     /// Runs something on the runtime and waits for it here.
@@ -640,8 +664,9 @@ impl Database {
         let fetcher = &self.process.fetcher;
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let latest = lock(&self.latest).clone();
-        let (files, index) =
-            latest.map_or((0, 0), |shown| (shown.view.files().len() as u64, shown.view.index_memory() as u64));
+        let (files, index, spilled) = latest.map_or((0, 0, 0), |shown| {
+            (shown.view.files().len() as u64, shown.view.index_memory() as u64, shown.view.spilled_bytes())
+        });
         let mut stats = vec![
             ("lists", stats.lists),
             ("gets", stats.gets),
@@ -658,6 +683,7 @@ impl Database {
             ("requests_hedged", count(&fetcher.counters.hedged)),
             ("files", files),
             ("index_bytes", index),
+            ("spilled_bytes", spilled),
         ];
         stats.extend(self.hydration.stats());
         stats.extend(self.writer().iter().flat_map(|writer| writer.stats()));
@@ -669,7 +695,7 @@ impl Database {
 fn stored_counter(view: &View) -> Option<u32> {
     let place = view.locate(Pgno::ONE)?;
     let bytes = place.file.at_hand(&place.frame)?;
-    let page = decode(place.file, &place.frame, bytes).ok()?;
+    let page = decode(place.file, &place.frame, &bytes).ok()?;
     page.get(CHANGE_COUNTER)?.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
 }
 
@@ -687,6 +713,39 @@ fn same_files(before: &[Arc<OpenFile>], view: &View) -> Result<()> {
         let twin = before.iter().find(same);
         if twin.is_some_and(|twin| twin.trailer.file_checksum != file.trailer.file_checksum) {
             return Err(Error::Replaced { key: file.key().clone() });
+        }
+    }
+    Ok(())
+}
+
+/// Whether a listed file is the very object that was listed before.
+fn is_same(before: &FileInfo, now: &FileInfo) -> bool {
+    (before.level, before.name, before.size(), &before.object.etag)
+        == (now.level, now.name, now.size(), &now.object.etag)
+}
+
+/// The file of level 0 that is this transaction.
+fn at_level_0(files: &[FileInfo], txid: Txid) -> Option<&FileInfo> {
+    files.iter().find(|file| file.level == Level::ZERO && file.name.min == txid && file.name.max == txid)
+}
+
+/// See [`Shown::tip`]: where the view reads its last transaction from level 0, that is the file, else what was listed.
+fn tip_of(view: &View, listed: Option<FileInfo>) -> OnceLock<FileInfo> {
+    let last = view.files().last().map(|file| &file.info).filter(|last| last.level == Level::ZERO);
+    last.cloned().or(listed).map_or_else(OnceLock::new, OnceLock::from)
+}
+
+/// Whether a plan goes on from a view. It does not where the view's last transaction was written again, and the plan would still read the old
+/// one, from a file that was compacted before, and what follows the new one after it.
+fn goes_on(before: &Shown, plan: &Plan, listing: &Listing) -> Result<()> {
+    let txid = before.view.txid();
+    let (known, now) = (before.tip.get(), at_level_0(listing.level(Level::ZERO), txid));
+    let Some((_, now)) = known.zip(now).filter(|(known, now)| !is_same(known, now)) else { return Ok(()) };
+    let compacted =
+        plan.files.iter().filter(|file| file.level != Level::ZERO && file.name.min <= txid && file.name.max >= txid);
+    for file in compacted {
+        if before.view.files().iter().any(|old| is_same(&old.info, file)) {
+            return Err(Error::Replaced { key: now.object.key.clone() });
         }
     }
     Ok(())

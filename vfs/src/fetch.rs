@@ -219,7 +219,7 @@ impl Fetcher {
                 }
             }
             for wanted in ahead {
-                if self.cache.contains_key(&wanted.key()) || wanted.file.at_hand(&wanted.entry).is_some() {
+                if self.cache.contains_key(&wanted.key()) || wanted.file.has_at_hand(&wanted.entry) {
                     continue;
                 }
                 if let Entry::Vacant(place) = flights.entry(wanted.key()) {

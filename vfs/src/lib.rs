@@ -9,8 +9,8 @@
 //! SELECT * FROM sandwich_ratings;
 //! ```
 //!
-//! How a page comes: SQLite asks [`ffi`] (the only `unsafe`), that the connection (its view, its lock), that the page cache, the view says which
-//! frame of which file holds the page, the fetcher gets it – with what will be asked for next – in one ranged request.
+//! How a page comes: SQLite asks [`ffi`] (the only `unsafe`), that the connection (its view, its lock), that the local file, where the database is
+//! hydrated into one, then the page cache; the view says which frame of which file holds the page, the fetcher gets it – with what will be asked for next – in one ranged request.
 //!
 //! This crate alone knows SQLite's VFS interface, what pages name which others, and how to wait on a host's thread. It links no SQLite.
 //!

@@ -1,4 +1,4 @@
-//! What there is once in a process: the runtime, the fetcher with its cache, the open databases, the last error.
+//! What there is once in a process: the runtime, the fetcher with its cache, temporary files, the open databases, the last error.
 //!
 //! Made at first use, so that loading the extension starts no thread. A fork copies none of our threads, so a child that opens a database
 //! gets everything anew, and what the parent had is left alone for ever: its locks may be held by threads that are not there.
@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use litestream_hydrate::Places;
+use litestream_pageindex::Spill;
 
 use crate::database::Database;
 use crate::fetch::Fetcher;
@@ -26,6 +27,8 @@ pub(crate) struct Process {
     forks: Option<u32>,
     runtime: tokio::runtime::Runtime,
     pub(crate) fetcher: Arc<Fetcher>,
+    /// What all views keep of small files.
+    pub(crate) spill: Arc<Spill>,
     databases: Mutex<HashMap<String, Weak<Database>>>,
     /// The files that databases are pulled into.
     pub(crate) places: Places,
@@ -76,6 +79,7 @@ impl Process {
             forks: ffi::forks(),
             runtime,
             fetcher: Arc::default(),
+            spill: Arc::default(),
             databases: Mutex::default(),
             places: Places::default(),
             buffers: Open::default(),

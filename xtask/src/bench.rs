@@ -2,7 +2,7 @@
 //!
 //! This file knows what there is to measure and how it is told: a table of measurements, a table of the project's targets, and JSON.
 //! What is measured lies below: `restore` (many small files, far away), `files` (one large database, close by), `vfs` (queries without a restore),
-//! `compact` and `codec`.
+//! `coldstart` (a process's first read and write), `compact` and `codec`.
 //! Times depend on the machine; ratios, requests, bytes and depth hardly do.
 
 use std::fs;
@@ -18,6 +18,7 @@ use tabled::{Table, Tabled};
 
 pub(crate) mod child;
 mod codec;
+mod coldstart;
 mod compact;
 mod files;
 mod restore;
@@ -32,7 +33,7 @@ pub(crate) struct Arguments {
     /// Write the results there, too, as JSON
     #[arg(long, value_name = "PATH")]
     json: Option<PathBuf>,
-    /// Also restore, and query, a database of 1 GB, for the memory
+    /// Also restore, and query, a database of 1 GB, for the memory, and start on databases of all sizes
     #[arg(long)]
     large: bool,
     /// Fail where a target is missed
@@ -54,6 +55,9 @@ enum Bench {
     Vfs,
     /// Query what is in memory, beside plain SQLite
     Warm,
+    /// Start a process, read and write, hydrate
+    #[value(name = "coldstart")]
+    ColdStart,
 }
 
 /// One contestant in one discipline.
@@ -67,6 +71,8 @@ struct Measurement {
     mb_per_second: Option<f64>,
     lists: Option<u64>,
     gets: Option<u64>,
+    /// Requests that change something.
+    writes: Option<u64>,
     /// The most GETs of any one small file.
     gets_per_small_file: Option<u64>,
     bytes: Option<u64>,
@@ -128,6 +134,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if wanted(Bench::Warm) {
         vfs::warm(&mut report)?;
     }
+    if wanted(Bench::ColdStart) {
+        coldstart::run(&mut report, arguments.large)?;
+    }
     if wanted(Bench::Compact) {
         compact::run(&mut report)?;
     }
@@ -186,6 +195,7 @@ fn print(report: &Report) {
         speed: String,
         lists: String,
         gets: String,
+        writes: String,
         #[tabled(rename = "gets/small file")]
         per_file: String,
         #[tabled(rename = "MB out")]
@@ -210,6 +220,7 @@ fn print(report: &Report) {
         speed: cell(m.mb_per_second, 0),
         lists: whole(m.lists),
         gets: whole(m.gets),
+        writes: whole(m.writes),
         per_file: whole(m.gets_per_small_file),
         bytes: cell(m.bytes.map(megabytes), 2),
         depth: whole(m.depth),

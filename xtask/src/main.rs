@@ -39,6 +39,9 @@ enum Command {
     Bench(bench::Arguments),
     /// Kills many restores, and makes many under faults
     Soak(soak::Arguments),
+    /// What `soak` starts in processes of their own
+    #[command(hide = true)]
+    SoakWriter(soak::Writer),
     /// Our program and real Litestream on the same replicas, in a real object store
     E2e(e2e::Arguments),
     /// Fuzzes the readers of the LTX format
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Command::Fixtures(arguments) => fixtures::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
+        Command::SoakWriter(arguments) => soak::write(&arguments),
         Command::E2e(arguments) => e2e::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Tools => tools::check(),

@@ -1,5 +1,5 @@
-//! `cargo xtask soak`: what only many tries show. Restores that are killed at random instants, and restores and
-//! queries from a store that fails.
+//! `cargo xtask soak`: what only many tries show. Restores and writers that are killed at random instants, writers that race,
+//! and restores and queries from a store that fails.
 //!
 //! Every case is a function of the seed, which is printed; only the instants at which the system does things are not.
 
@@ -19,6 +19,9 @@ use crate::bench::{child, subject};
 use crate::litestream::file_url;
 
 mod queries;
+mod writes;
+
+pub(crate) use writes::{Writer, write};
 
 /// How long a restore may take however it is hindered, before it is called hung.
 const HUNG: Duration = Duration::from_secs(180);
@@ -51,6 +54,10 @@ enum Part {
     Faults,
     /// Query a replica in such a store
     Queries,
+    /// Kill writers of a block map at random instants
+    Writes,
+    /// Let two writers race for one replica
+    Races,
 }
 
 /// How many cases passed and failed.
@@ -91,6 +98,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     if wanted(Part::Queries) {
         queries::queries(if arguments.short { 100 } else { 1_000 }, seed, &mut tally)?;
+    }
+    if wanted(Part::Writes) {
+        writes::kills(if arguments.short { 50 } else { 500 }, seed, &mut tally)?;
+    }
+    if wanted(Part::Races) {
+        writes::races(if arguments.short { 20 } else { 200 }, seed, &mut tally)?;
     }
     let Tally { passed, failed } = tally;
     println!("{passed} passed, {failed} failed");

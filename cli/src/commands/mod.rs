@@ -2,6 +2,7 @@
 
 pub(crate) mod compact;
 pub(crate) mod databases;
+pub(crate) mod follow;
 pub(crate) mod generate;
 pub(crate) mod ltx;
 pub(crate) mod restore;

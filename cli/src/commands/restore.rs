@@ -16,6 +16,7 @@ use serde::Serialize;
 use tabled::Tabled;
 
 use crate::args::{Common, IntegrityCheck, RestoreArgs};
+use crate::commands::follow;
 use crate::output;
 use crate::place::{self, Place};
 
@@ -53,6 +54,9 @@ pub(crate) async fn run(common: &Common, args: &RestoreArgs, publishing: &Publis
     let target = target(args)?;
     let place = place::find(common, &args.source).await?;
     let path = output_path(args, &place)?;
+    if args.follow {
+        return follow::run(args, &place.replicas, &path, publishing).await;
+    }
     if args.if_db_not_exists && path.exists() {
         output::note(&format!("{} exists already: nothing to do", path.display()));
         return Ok(());
@@ -88,7 +92,7 @@ pub(crate) async fn run(common: &Common, args: &RestoreArgs, publishing: &Publis
 }
 
 /// Where the database comes from.
-enum Source {
+pub(super) enum Source {
     /// LTX files.
     Ltx(Plan, Box<Listing>),
     /// What Litestream 0.3 left.
@@ -123,7 +127,7 @@ fn output_path(args: &RestoreArgs, place: &Place) -> anyhow::Result<PathBuf> {
 }
 
 /// The replica that reaches furthest within the target. One that fails is passed over as long as another does not, but not silently.
-async fn choose(replicas: &[Replica], target: Target) -> Result<(&Replica, Source), Error> {
+pub(super) async fn choose(replicas: &[Replica], target: Target) -> Result<(&Replica, Source), Error> {
     let sources = futures::future::join_all(replicas.iter().map(|replica| source(replica, target))).await;
     let mut best: Option<(&Replica, Source)> = None;
     let mut failure: Option<Error> = None;
@@ -151,7 +155,7 @@ async fn choose(replicas: &[Replica], target: Target) -> Result<(&Replica, Sourc
     }
 }
 
-fn is_no_backup(error: &Error) -> bool {
+pub(super) fn is_no_backup(error: &Error) -> bool {
     matches!(error, Error::Plan(PlanError::NoBackup { .. }))
 }
 
@@ -195,7 +199,7 @@ async fn ltx_times(replica: &Replica, plan: &Plan, listing: &Listing) -> Result<
     Ok(times)
 }
 
-fn options(args: &RestoreArgs, target: Target, overwrite: Overwrite, bar: &ProgressBar) -> RestoreOptions {
+pub(super) fn options(args: &RestoreArgs, target: Target, overwrite: Overwrite, bar: &ProgressBar) -> RestoreOptions {
     let shown = bar.clone();
     RestoreOptions {
         target,

@@ -170,7 +170,7 @@ fn segments(path: &Path, writable: bool) -> Result<Vec<(Arc<Segment>, Vec<Commit
         }
     }
     numbers.sort_unstable();
-    let (mut found, mut before): (Vec<(Arc<Segment>, Vec<Commit>)>, Option<u64>) = (Vec::new(), None);
+    let (mut found, mut before) = (Vec::new(), None::<u64>);
     for (at, number) in numbers.iter().enumerate() {
         let file = segment_path(path, *number);
         let damaged = |why: &str| Error::BufferDamaged { path: file.clone(), why: why.to_owned() };

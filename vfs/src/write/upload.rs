@@ -380,7 +380,10 @@ async fn upload(writer: &Arc<Writer>, database: &Arc<Database>, proof: &mut Opti
         Some(bytes) => OpenFile::parse(info, bytes.clone(), &bytes)?,
         None => open_file(&database.replica, &info).await?,
     };
-    Ok(writer.proven(database, &sealed, Arc::new(file), intent)?)
+    // Of the same transaction as when the layers were sealed: nobody but this task moves on while the database is written.
+    let before = database.latest()?.view.clone();
+    let view = before.derive(&[Arc::new(file)], &database.process.spill).await?;
+    Ok(writer.proven(database, &sealed, Arc::new(view), intent)?)
 }
 
 /// The key that we wanted is taken: by ourselves, perhaps, before an answer was lost.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use litestream_pageindex::OpenFile;
+use litestream_pageindex::View;
 use ltx::{PageSize, Pgno, Timestamp, Txid};
 use tokio::sync::{Notify, watch};
 
@@ -488,21 +488,14 @@ impl Writer {
         inner.buffer.intend(sealed.proven, Some(intent))
     }
 
-    /// What was sealed is in the replica, as this file: it takes the place of the layers.
-    pub(super) fn proven(
-        &self,
-        database: &Database,
-        sealed: &Sealed,
-        file: Arc<OpenFile>,
-        proof: Uploaded,
-    ) -> Result<()> {
+    /// What was sealed is in the replica, as a file that this view ends with: it takes the place of the layers.
+    pub(super) fn proven(&self, database: &Database, sealed: &Sealed, view: Arc<View>, proof: Uploaded) -> Result<()> {
         let mut inner = self.inner();
         if inner.closed {
             // Others may be followed again by now; this file is found like theirs.
             return Ok(());
         }
         let latest = database.latest()?;
-        let view = Arc::new(latest.view.derive(&[file])?);
         let local = latest.local.as_ref().and_then(|local| {
             let layers = local.layers.get(sealed.layers.len()..).unwrap_or_default().to_vec();
             (!layers.is_empty()).then_some(Local { layers, page_size: local.page_size })

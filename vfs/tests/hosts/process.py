@@ -150,7 +150,7 @@ def ordinary_databases_are_not_disturbed_and_no_thread_is_started(extension, url
 
 
 @test
-def a_failed_open_leaves_nothing_behind_and_says_why(extension, url):
+def rule_06_a_failed_open_leaves_nothing_behind_and_says_why(extension, url):
     load(extension)
     first = connect(url)
     look(first)
@@ -185,7 +185,7 @@ def an_extension_can_be_loaded_into_a_connection_of_ours(extension, url):
 
 
 @test
-def a_child_forked_before_use_reads(extension, url):
+def rule_08_a_child_forked_before_use_reads(extension, url):
     load(extension)
     for _ in range(3):
         code, said = in_child(lambda: look(connect(url)))
@@ -194,7 +194,7 @@ def a_child_forked_before_use_reads(extension, url):
 
 
 @test
-def a_child_forked_after_use_reads_on_connections_of_its_own_only(extension, url):
+def rule_08_a_child_forked_after_use_reads_on_connections_of_its_own_only(extension, url):
     load(extension)
     connection = connect(url)
     before = look(connection)
@@ -241,7 +241,7 @@ def a_child_forked_after_use_reads_on_connections_of_its_own_only(extension, url
 
 
 @test
-def a_child_forked_inside_a_transaction_gets_an_error_and_the_parent_keeps_its_view(extension, url):
+def rule_08_a_child_forked_inside_a_transaction_gets_an_error_and_the_parent_keeps_its_view(extension, url):
     load(extension)
     connection = connect(url)
     connection.execute("BEGIN")
@@ -265,7 +265,7 @@ def a_child_forked_inside_a_transaction_gets_an_error_and_the_parent_keeps_its_v
 
 
 @test
-def forks_while_our_threads_are_busy_neither_hang_nor_crash(extension, url):
+def rule_08_forks_while_our_threads_are_busy_neither_hang_nor_crash(extension, url):
     # The host itself runs nothing beside: an SQLite in which another thread works cannot be forked, since a lock of its
     # allocator may be taken for ever in the child.
     load(extension)
@@ -291,7 +291,7 @@ def forks_while_our_threads_are_busy_neither_hang_nor_crash(extension, url):
 
 
 @test
-def threads_open_and_close_in_any_order(extension, url):
+def rule_21_threads_open_and_close_in_any_order(extension, url):
     load(extension)
     failures, connections = [], []
     made = threading.Lock()
@@ -331,7 +331,7 @@ def threads_open_and_close_in_any_order(extension, url):
 
 
 @test
-def connections_close_in_any_order_with_statements_open(extension, url):
+def rule_21_connections_close_in_any_order_with_statements_open(extension, url):
     load(extension)
     import apsw
 
@@ -366,7 +366,7 @@ def apsw_load(extension):
 
 
 @test
-def two_sqlites_in_one_process_both_read(extension, url):
+def rule_09_two_sqlites_in_one_process_both_read(extension, url):
     import apsw
 
     assert sqlite3.sqlite_version != apsw.sqlite_lib_version(), "this process has only one SQLite"
@@ -476,7 +476,7 @@ def rule_08_interrupts_end_every_wait_whatever_sqlite_is_doing(extension, url):
 
 
 @test
-def a_hundred_opens_and_closes_leak_nothing(extension, url):
+def rule_21_a_hundred_opens_and_closes_leak_nothing(extension, url):
     load(extension)
 
     def cycle(number):
@@ -513,7 +513,7 @@ def a_hundred_opens_and_closes_leak_nothing(extension, url):
 
 
 @test
-def a_process_ends_at_once_with_connections_open(extension, url):
+def rule_21_a_process_ends_at_once_with_connections_open(extension, url):
     program = (
         "import sys; sys.path.insert(0, sys.argv[3]); import process\n"
         "process.load(sys.argv[1]); c = process.connect(sys.argv[2]); process.look(c)\n"

@@ -1,5 +1,6 @@
 //! How many requests have to wait for each other: the depth, not the time, so that a slow machine fails nothing.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use litestream_fixtures::db::DbOptions;
@@ -7,7 +8,7 @@ use litestream_fixtures::s3::Operation;
 use litestream_storage::Level;
 use rusqlite::Connection;
 
-use super::common::{World, text};
+use super::common::{QUIET, World, text};
 
 /// What the store takes for each request. A debug build on a busy machine takes a while to send what it sends together, and what it sends after
 /// the first answer counts as a further round trip.
@@ -81,11 +82,13 @@ fn opens_and_looks_up(files: u32, at_most: u64) {
 
 #[test]
 fn opening_3_files_and_looking_up_a_row_takes_5_round_trips() {
+    let _quiet = QUIET.write().unwrap_or_else(PoisonError::into_inner);
     opens_and_looks_up(3, 5);
 }
 
 #[test]
 fn opening_302_files_and_looking_up_a_row_takes_6_round_trips() {
+    let _quiet = QUIET.write().unwrap_or_else(PoisonError::into_inner);
     opens_and_looks_up(302, 6);
 }
 
@@ -95,6 +98,7 @@ fn index_lookup(connection: &Connection, whole: u32) -> String {
 
 #[test]
 fn twenty_rows_by_index_take_4_further_round_trips() {
+    let _quiet = QUIET.write().unwrap_or_else(PoisonError::into_inner);
     let world = world(2);
     let connection = world.open(ROOM).unwrap();
     text(&connection, "SELECT key FROM t0 WHERE id = 100").unwrap();
@@ -116,6 +120,7 @@ fn twenty_rows_by_index_take_4_further_round_trips() {
 
 #[test]
 fn a_scan_of_15_mb_takes_few_round_trips() {
+    let _quiet = QUIET.write().unwrap_or_else(PoisonError::into_inner);
     let world = world(2);
     let connection = world.open(ROOM).unwrap();
     text(&connection, "SELECT key FROM t0 WHERE id = 1").unwrap();
@@ -128,7 +133,22 @@ fn a_scan_of_15_mb_takes_few_round_trips() {
 }
 
 #[test]
+fn scans_backwards_read_ahead_too() {
+    let _quiet = QUIET.write().unwrap_or_else(PoisonError::into_inner);
+    let world = world(2);
+    let connection = world.open(ROOM).unwrap();
+    world.server.reset_stats();
+    let sql = "SELECT group_concat(id) FROM (SELECT id, body FROM t0 ORDER BY id DESC LIMIT 3000)";
+    assert_eq!(text(&connection, sql).unwrap(), text(&world.source, sql).unwrap());
+    let stats = world.server.stats();
+    let gets = stats.count(Operation::GetObject);
+    println!("backwards: depth {}, {gets} requests, {} bytes", stats.depth, stats.bytes_out);
+    assert!(gets <= 40, "{gets} requests");
+}
+
+#[test]
 fn a_scan_of_more_than_the_cache_holds_still_reads_ahead() {
+    let _quiet = QUIET.write().unwrap_or_else(PoisonError::into_inner);
     let mut world =
         World::built(&DbOptions { bytes: 120 << 20, tables: 1, incompressible: 0.9, ..DbOptions::default() });
     world.put(Level::SNAPSHOT);

@@ -214,6 +214,36 @@ fn rule_03_a_transaction_that_is_gone_for_good_is_an_error_and_the_next_one_work
 }
 
 #[test]
+fn rule_03_small_files_that_vanish_are_read_on_beyond_what_memory_holds() {
+    let mut world = World::empty();
+    world.commit("CREATE TABLE t(id INTEGER PRIMARY KEY, body BLOB)");
+    // Each file is a small one, and all together are more than stays in memory.
+    let add = "INSERT INTO t(body) VALUES(randomblob(230000))";
+    for _ in 0..300 {
+        world.commit(add);
+    }
+    let connection = world.open("&poll_interval=20ms").unwrap();
+    for _ in 0..5 {
+        world.commit(add);
+    }
+    eventually("the newest is seen", || text(&connection, "SELECT count(*) FROM t").unwrap() == "305");
+    connection.execute_batch("BEGIN").unwrap();
+    assert_eq!(text(&connection, "SELECT count(*) FROM t").unwrap(), "305");
+    for key in world.server.keys(BUCKET) {
+        assert!(world.server.remove_object(BUCKET, &key));
+    }
+    assert!(stat(&connection, "spilled_bytes") > 1 << 20);
+    let body = |connection: &Connection, id: u32| -> Vec<u8> {
+        connection.query_row("SELECT body FROM t WHERE id = ?1", [id], |row| row.get(0)).unwrap()
+    };
+    for id in 1..=305 {
+        assert!(body(&connection, id) == body(&world.source, id), "row {id}");
+    }
+    assert_eq!(text(&connection, "PRAGMA integrity_check").unwrap(), "ok");
+    connection.execute_batch("COMMIT").unwrap();
+}
+
+#[test]
 fn rule_04_every_page_size_is_read_and_reads_past_the_end_are_short() {
     super::common::register();
     for golden in golden::all().iter().filter(|golden| golden.name != "v03") {
@@ -249,14 +279,16 @@ fn rule_04_the_lock_page_reads_as_zeros_in_a_database_over_one_gibibyte() {
     assert_eq!(text(&connection, "PRAGMA quick_check").unwrap(), "ok");
 }
 
+/// One of the connection's numbers.
+fn stat(connection: &Connection, name: &str) -> u64 {
+    let stats = text(connection, "PRAGMA litestream_stats").unwrap();
+    let line = stats.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap().parse().unwrap()
+}
+
 /// How often the connection has asked us for a page.
 fn reads(connection: &Connection) -> u64 {
-    let stats = text(connection, "PRAGMA litestream_stats").unwrap();
-    let count = |name: &str| {
-        let line = stats.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.unwrap().parse::<u64>().unwrap()
-    };
-    count("reads")
+    stat(connection, "reads")
 }
 
 #[test]
@@ -410,6 +442,97 @@ fn rule_07_a_rewritten_history_is_never_mixed_with_the_old_one() {
     let truth = text(&other.source, all).unwrap();
     eventually("the second history is seen, whole", || text(&connection, all).is_ok_and(|found| found == truth));
     assert_eq!(text(&connection, "PRAGMA integrity_check").unwrap(), "ok");
+}
+
+/// A bank after three further transactions, all of them in one file of level 1, and the newest in one of level 0, too.
+fn compacted_bank() -> World {
+    let mut world = bank();
+    for n in 1..=3 {
+        world.commit(&format!("UPDATE counter SET n = {n}; UPDATE account SET note = randomblob(900) WHERE id = {n}"));
+    }
+    drop_level_0(&world);
+    world
+}
+
+fn lag(connection: &Connection) -> f64 {
+    text(connection, "PRAGMA litestream_lag").unwrap().parse().unwrap()
+}
+
+#[test]
+fn rule_07_a_history_rewritten_where_a_compacted_file_ends_is_not_mixed_with_the_old_one() {
+    // Two daemons again, and the first one had compacted its 4 before the other one wrote another 4.
+    let (one, mut other) = (compacted_bank(), compacted_bank());
+    let connection = one.open("&poll_interval=20ms").unwrap();
+    assert_eq!(check_bank(&connection).unwrap(), 3);
+    // What the connection reads ends with the file of level 1.
+    let newest = "db/0000/0000000000000004-0000000000000004.ltx";
+    let kept = one.server.object(BUCKET, newest).unwrap();
+    let put = |one: &World, other: &World| {
+        for key in other.server.keys(BUCKET).into_iter().filter(|key| key.starts_with("db/0000/")) {
+            one.server.put_object(BUCKET, &key, other.server.object(BUCKET, &key).unwrap(), &[]);
+        }
+    };
+    put(&one, &other);
+    eventually("the lag tells", || check_bank(&connection).unwrap() == 3 && lag(&connection) > 0.05);
+    // Put back, all is well again.
+    one.server.put_object(BUCKET, newest, kept, &[]);
+    eventually("the lag is gone", || check_bank(&connection).unwrap() == 3 && lag(&connection) == 0.0);
+    // That history goes on.
+    other.commit("UPDATE counter SET n = 77");
+    put(&one, &other);
+    let polls = stat(&connection, "polls");
+    eventually("there are some polls", || {
+        check_bank(&connection).unwrap() == 3 && stat(&connection, "polls") > polls + 3
+    });
+    assert_eq!(text(&connection, "PRAGMA litestream_txid").unwrap(), "0000000000000004");
+    assert!(lag(&connection) > 0.05);
+    // A snapshot of the other history stands for itself.
+    other.compact(9);
+    let snapshot = "db/0009/0000000000000001-0000000000000005.ltx";
+    one.server.put_object(BUCKET, snapshot, other.server.object(BUCKET, snapshot).unwrap(), &[]);
+    let all = "SELECT sum(amount) || ' ' || (SELECT n FROM counter) || ' ' || hex(max(note)) FROM account";
+    let truth = text(&other.source, all).unwrap();
+    eventually("the other history is seen, whole", || text(&connection, all).unwrap() == truth);
+    assert_eq!(text(&connection, "PRAGMA integrity_check").unwrap(), "ok");
+}
+
+#[test]
+fn rule_07_what_retention_removes_is_no_rewritten_history() {
+    let mut world = compacted_bank();
+    let connection = world.open("&poll_interval=20ms").unwrap();
+    assert_eq!(check_bank(&connection).unwrap(), 3);
+    let polls = |connection: &Connection| {
+        let before = stat(connection, "polls");
+        eventually("there are some polls", || check_bank(connection).is_ok() && stat(connection, "polls") > before + 3);
+        assert!(lag(connection) == 0.0, "a false alarm: {}", lag(connection));
+    };
+    // The newest of level 0 goes once it is not the newest any more.
+    world.commit("UPDATE counter SET n = 4");
+    assert!(world.server.remove_object(BUCKET, "db/0000/0000000000000004-0000000000000004.ltx"));
+    eventually("it is followed", || check_bank(&connection).unwrap() == 4);
+    polls(&connection);
+    // The transaction that is seen is compacted, and its file of level 0 stays, is put again as it was, and even goes.
+    world.compact(1);
+    let newest = "db/0000/0000000000000005-0000000000000005.ltx";
+    let kept = world.server.object(BUCKET, newest).unwrap();
+    let other = world.open("&poll_interval=30ms").unwrap();
+    for connection in [&connection, &other] {
+        polls(connection);
+    }
+    world.server.put_object(BUCKET, newest, kept, &[]);
+    for connection in [&connection, &other] {
+        polls(connection);
+    }
+    assert!(world.server.remove_object(BUCKET, newest));
+    for connection in [&connection, &other] {
+        polls(connection);
+        assert_eq!(check_bank(connection).unwrap(), 4);
+    }
+    world.commit("UPDATE counter SET n = 5");
+    for connection in [&connection, &other] {
+        eventually("it is followed", || check_bank(connection).unwrap() == 5);
+        polls(connection);
+    }
 }
 
 #[test]

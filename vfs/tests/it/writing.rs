@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{PoisonError, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use litestream_fixtures::s3::{Down, FaultKind, Operation, S3Options, S3Server, ScriptedFault};
@@ -13,13 +14,14 @@ use ltx::Txid;
 use proptest::prelude::*;
 use rusqlite::{Connection, OpenFlags};
 
-use crate::common::{BUCKET, eventually, open_uri, register, text, url_encode};
+use crate::common::{BUCKET, QUIET, eventually, open_uri, register, text, url_encode};
 
 /// Nothing goes up by itself.
 const BY_HAND: &str = "&write_enabled=1&sync_interval=1h";
 
 /// A store, and a folder for buffers and restored databases.
 pub(crate) struct Desk {
+    _busy: RwLockReadGuard<'static, ()>,
     pub(crate) server: S3Server,
     pub(crate) folder: tempfile::TempDir,
 }
@@ -33,7 +35,8 @@ impl Desk {
         register();
         let server = S3Server::start(options).unwrap();
         server.create_bucket(BUCKET);
-        Self { server, folder: tempfile::tempdir().unwrap() }
+        let busy = QUIET.read().unwrap_or_else(PoisonError::into_inner);
+        Self { _busy: busy, server, folder: tempfile::tempdir().unwrap() }
     }
 
     pub(crate) fn uri(&self, buffer: &str, more: &str) -> String {
@@ -200,7 +203,7 @@ fn rule_10_journals_of_every_kind_stay_in_memory_and_roll_back() {
         assert!(dump(&writer) == before, "{mode}");
         writer.execute_batch("BEGIN; UPDATE t SET text = 'kept' WHERE n = 7; SAVEPOINT a; UPDATE t SET text = hex(randomblob(300)); ROLLBACK TO a; COMMIT").unwrap();
         assert_eq!(text(&writer, "SELECT count(*) FROM t WHERE text = 'kept'").unwrap(), "1", "{mode}");
-        writer.execute_batch(&format!("UPDATE t SET text = (SELECT text FROM t WHERE n = 8) WHERE n = 7")).unwrap();
+        writer.execute_batch("UPDATE t SET text = (SELECT text FROM t WHERE n = 8) WHERE n = 7").unwrap();
         writer.execute_batch("DELETE FROM t; INSERT INTO t VALUES (1, 'x')").unwrap();
         writer.execute_batch("DELETE FROM t").unwrap();
         fill(&writer, 1, 3000);
@@ -249,7 +252,7 @@ fn rule_11_what_is_not_uploaded_is_there_after_a_restart_and_goes_up() {
     drop(writer);
     eventually("the writer to be gone", || true);
     desk.server.set_down(None).unwrap();
-    let other = desk.open("other", &format!("&poll_interval=3s"));
+    let other = desk.open("other", "&poll_interval=3s");
     assert_eq!(text(&other, "SELECT count(*) FROM t WHERE n = 1000").unwrap(), "0", "it cannot be there yet");
     let writer = desk.writer();
     assert!(dump(&writer) == content, "what was committed is there at once");

@@ -16,7 +16,7 @@ use rusqlite::{Connection, params};
 /// When the first transaction happened; each later one a second after the one before.
 const START: i64 = 1_767_225_600_000;
 /// Where a replica lies on a server.
-const BUCKET: &str = "bkt";
+pub(crate) const BUCKET: &str = "bkt";
 /// The database of the replica of 302 files, in bytes.
 pub(crate) const SMALL_DATABASE: u64 = 15 << 20;
 /// How many transactions come after its snapshot.

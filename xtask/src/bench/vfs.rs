@@ -3,7 +3,8 @@
 //! The replica lies on the embedded S3 server at 30 ms a request. What is timed is from the statement's first byte into `sqlite3` to the
 //! answer's line out of it. Warm reads are compared with plain SQLite on the same database, in this process.
 
-use std::io::{BufRead, BufReader, Write};
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -17,13 +18,13 @@ use super::{Measurement, Report, median};
 use crate::tools::{LITESTREAM, Tools};
 
 const LATENCY: Duration = Duration::from_millis(30);
-const ROUNDS: usize = 3;
+pub(super) const ROUNDS: usize = 3;
 /// What ends an answer.
 const END: &str = "-- end of answer --";
 const LARGE_DATABASE: u64 = 1_000_000_000;
 const THREADS: u32 = 16;
 /// How many point reads a warm run makes.
-const WARM_READS: u32 = 200_000;
+pub(super) const WARM_READS: u32 = 200_000;
 
 pub(super) fn run(report: &mut Report, large: bool) -> Result<()> {
     let ours = build_extension()?;
@@ -39,7 +40,7 @@ pub(super) fn run(report: &mut Report, large: bool) -> Result<()> {
 }
 
 /// Builds the extension in the profile that this program was built in.
-fn build_extension() -> Result<PathBuf> {
+pub(super) fn build_extension() -> Result<PathBuf> {
     eprintln!("xtask: building the extension (release)");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
@@ -116,7 +117,7 @@ fn remote(report: &mut Report, bench: &'static str, files: u32, ours: &Path, the
         let rounds = if contestant == 0 { ROUNDS } else { 1 };
         let mut runs: Vec<Vec<Cost>> = Vec::new();
         for _ in 0..rounds {
-            let mut host = Host::start(extension, &server)?;
+            let mut host = Host::start(Some(extension), &server, &[])?;
             let mut costs = Vec::new();
             for (number, (query, answer)) in queries.iter().zip(&answers).enumerate() {
                 if contestant == 1 && !query.of_both {
@@ -180,11 +181,12 @@ struct Cost {
     memory: u64,
 }
 
-/// A running `sqlite3` with an extension loaded.
-struct Host {
+/// A running `sqlite3`, perhaps with an extension loaded.
+pub(super) struct Host {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
+    errors: std::fs::File,
 }
 
 impl Drop for Host {
@@ -196,23 +198,28 @@ impl Drop for Host {
 }
 
 impl Host {
-    fn start(extension: &Path, server: &S3Server) -> Result<Self> {
+    /// Starts it, with further variables in its environment.
+    pub(super) fn start(extension: Option<&Path>, server: &S3Server, env: &[(&str, &OsStr)]) -> Result<Self> {
+        let errors = tempfile::tempfile().context("cannot make a log file")?;
         let mut command = Command::new("sqlite3");
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LITESTREAM_")) {
             command.env_remove(name);
         }
         subject::authorize(&mut command, server);
         command.env("LITESTREAM_REPLICA_URL", subject::s3_url(server)).env_remove("AWS_CA_BUNDLE");
-        command.args(["-batch", ":memory:"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.envs(env.iter().copied());
+        command.args(["-batch", ":memory:"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors.try_clone()?);
         let mut child = command.spawn().context("cannot start sqlite3: install it (apt-get install sqlite3)")?;
         let (input, output) = (child.stdin.take(), child.stdout.take());
         let (input, output) = input.zip(output).context("sqlite3 has no pipes")?;
-        let mut host = Self { child, input, output: BufReader::new(output) };
-        host.ask(&format!(".load {}\nSELECT 'ready';", extension.display()))?;
+        let mut host = Self { child, input, output: BufReader::new(output), errors };
+        let load = extension.map_or_else(String::new, |extension| format!(".load {}\n", extension.display()));
+        host.ask(&format!("{load}SELECT 'ready';"))?;
         Ok(host)
     }
 
-    fn ask(&mut self, script: &str) -> Result<String> {
+    /// Has something done, and gives the answer.
+    pub(super) fn ask(&mut self, script: &str) -> Result<String> {
         writeln!(self.input, "{script}\nSELECT '{END}';")?;
         self.input.flush()?;
         let mut answer = String::new();
@@ -233,17 +240,29 @@ impl Host {
         let time = start.elapsed();
         ensure!(found == answer, "{found:?} instead of {answer:?}");
         let stats = server.stats();
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        let memory: u64 = memory.trim().trim_end_matches(" kB").trim().parse()?;
         Ok(Cost {
             time,
             lists: stats.count(Operation::ListObjectsV2),
             gets: stats.count(Operation::GetObject),
             bytes: stats.bytes_out,
             depth: stats.depth,
-            memory: memory * 1024,
+            memory: self.memory()?,
         })
+    }
+
+    /// The memory that it has now, in bytes.
+    pub(super) fn memory(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        Ok(memory.trim().trim_end_matches(" kB").trim().parse::<u64>()? << 10)
+    }
+
+    /// What it has said besides its answers.
+    pub(super) fn errors(&mut self) -> Result<String> {
+        let mut said = String::new();
+        self.errors.rewind()?;
+        self.errors.read_to_string(&mut said)?;
+        Ok(crate::process::tail(said.trim(), 5))
     }
 }
 
@@ -251,8 +270,7 @@ impl Host {
 pub(super) fn warm(report: &mut Report) -> Result<()> {
     const BENCH: &str = "vfs-warm";
     eprintln!("xtask: {BENCH}");
-    ensure!(litestream_vfs::register(rusqlite::ffi::sqlite3_auto_extension), "cannot register the VFS");
-    drop(Connection::open_in_memory()?);
+    register()?;
     let folder = subject::scratch()?;
     let (source, root) = (folder.path().join("source.db"), folder.path().join("replica"));
     tokio::runtime::Runtime::new()?.block_on(async {
@@ -321,12 +339,19 @@ pub(super) fn warm(report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn open(uri: &str) -> Result<Connection> {
+/// Makes the VFS known to the SQLite in this process.
+pub(super) fn register() -> Result<()> {
+    ensure!(litestream_vfs::register(rusqlite::ffi::sqlite3_auto_extension), "cannot register the VFS");
+    drop(Connection::open_in_memory()?);
+    Ok(())
+}
+
+pub(super) fn open(uri: &str) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     Ok(Connection::open_with_flags(uri, flags)?)
 }
 
-fn point_reads(connection: &Connection, count: u32) -> Result<Duration> {
+pub(super) fn point_reads(connection: &Connection, count: u32) -> Result<Duration> {
     let rows: u32 = connection.query_row("SELECT max(id) FROM t0", [], |row| row.get(0))?;
     let mut random = fastrand::Rng::with_seed(5);
     let mut statement = connection.prepare("SELECT number FROM t0 WHERE id = ?1")?;
@@ -339,7 +364,7 @@ fn point_reads(connection: &Connection, count: u32) -> Result<Duration> {
     Ok(start.elapsed())
 }
 
-fn scan(connection: &Connection) -> Result<Duration> {
+pub(super) fn scan(connection: &Connection) -> Result<Duration> {
     let start = Instant::now();
     connection.query_row("SELECT sum(length(body)) FROM t0 NOT INDEXED", [], |row| row.get::<_, i64>(0))?;
     Ok(start.elapsed())
