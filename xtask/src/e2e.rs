@@ -17,6 +17,7 @@ use world::{Backend, World};
 mod blockmap;
 mod compact;
 mod encoder;
+mod go_blockmap;
 mod hosts;
 mod juicefs;
 mod live;
@@ -65,7 +66,7 @@ struct Scenario {
 
 /// Every scenario, in the order in which they run. Those of one backend share a recording, so the compactions, which
 /// change it, stand behind.
-const SCENARIOS: [Scenario; 18] = [
+const SCENARIOS: [Scenario; 19] = [
     Scenario { name: "minio-live", run: |world| live::live(world, Backend::S3) },
     Scenario { name: "file-live", run: |world| live::live(world, Backend::File) },
     Scenario { name: "bucket-root", run: live::bucket_root },
@@ -81,6 +82,7 @@ const SCENARIOS: [Scenario; 18] = [
     Scenario { name: "vfs-hosts", run: hosts::vfs_hosts },
     Scenario { name: "vfs-go", run: hosts::vfs_go },
     Scenario { name: "vfs-readers", run: readers::vfs_readers },
+    Scenario { name: "vfs-go-blockmap", run: go_blockmap::vfs_go_blockmap },
     Scenario { name: "vfs-process", run: hosts::vfs_process },
     Scenario { name: "vfs-writes", run: writes::vfs_writes },
     Scenario { name: "vfs-story", run: writes::vfs_story },
