@@ -14,14 +14,17 @@ use tabled::{Table, Tabled};
 use crate::process::run as run_to_end;
 use world::{Backend, World};
 
+mod blockmap;
 mod compact;
 mod encoder;
+mod go_blockmap;
 mod hosts;
 mod juicefs;
 mod live;
 mod page_sizes;
 mod readers;
 mod sandwiches;
+mod volume;
 mod world;
 mod writer;
 mod writes;
@@ -63,7 +66,7 @@ struct Scenario {
 
 /// Every scenario, in the order in which they run. Those of one backend share a recording, so the compactions, which
 /// change it, stand behind.
-const SCENARIOS: [Scenario; 16] = [
+const SCENARIOS: [Scenario; 19] = [
     Scenario { name: "minio-live", run: |world| live::live(world, Backend::S3) },
     Scenario { name: "file-live", run: |world| live::live(world, Backend::File) },
     Scenario { name: "bucket-root", run: live::bucket_root },
@@ -73,10 +76,13 @@ const SCENARIOS: [Scenario; 16] = [
     Scenario { name: "our-encoder", run: encoder::our_encoder },
     Scenario { name: "our-compaction", run: encoder::our_compaction },
     Scenario { name: "juicefs", run: juicefs::juicefs },
+    Scenario { name: "blockmap-juicefs", run: blockmap::blockmap_juicefs },
+    Scenario { name: "blockmap-go", run: blockmap::blockmap_go },
     Scenario { name: "vfs-sqlite3", run: hosts::vfs_sqlite3 },
     Scenario { name: "vfs-hosts", run: hosts::vfs_hosts },
     Scenario { name: "vfs-go", run: hosts::vfs_go },
     Scenario { name: "vfs-readers", run: readers::vfs_readers },
+    Scenario { name: "vfs-go-blockmap", run: go_blockmap::vfs_go_blockmap },
     Scenario { name: "vfs-process", run: hosts::vfs_process },
     Scenario { name: "vfs-writes", run: writes::vfs_writes },
     Scenario { name: "vfs-story", run: writes::vfs_story },

@@ -215,14 +215,15 @@ pub(super) fn vfs_go(world: &mut World) -> Checked {
 
 /// The Go example, built where the other tools are.
 fn build_go(world: &World) -> Result<PathBuf> {
-    let program = world.work().join("sandwiches-go");
+    build_go_program(world, &root().join("vfs").join("examples").join("go"), "sandwiches-go")
+}
+
+/// A Go program with SQLite in it, built once where the other tools are.
+pub(super) fn build_go_program(world: &World, source: &Path, name: &str) -> Result<PathBuf> {
+    let program = world.work().join(name);
     if !program.is_file() {
         let mut command = Command::new(world.tools.go()?);
-        command
-            .args(["build", "-o"])
-            .arg(&program)
-            .arg(".")
-            .current_dir(root().join("vfs").join("examples").join("go"));
+        command.args(["build", "-o"]).arg(&program).arg(".").current_dir(source);
         let said = converse("go build", command.env("CGO_ENABLED", "1"), "", GO_BUILD)?;
         ensure!(said.status.success(), "go build failed (is there a C compiler, and a network?):\n{}", said.stderr);
     }
@@ -271,6 +272,6 @@ fn built(name: &str) -> PathBuf {
     root().join("target").join("debug").join(name)
 }
 
-fn root() -> &'static Path {
+pub(super) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }

@@ -1,12 +1,9 @@
 //! A real client: the block map of JuiceFS under real Litestream while JuiceFS writes, restored by ours, opened by
 //! JuiceFS.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use anyhow::ensure;
 
-use anyhow::{Context, Result, ensure};
-use serde_json::Value;
-
+use super::volume::{Volume, regular_files};
 use super::world::{Backend, World};
 use super::{Checked, DEADLINE};
 use crate::litestream::Target;
@@ -27,7 +24,7 @@ pub(super) fn juicefs(world: &mut World) -> Checked {
     let folder = world.folder("juicefs")?;
     let bucket = folder.join("bucket");
     std::fs::create_dir(&bucket)?;
-    let original = Volume { program: world.tools.juicefs()?, database: folder.join("meta.db") };
+    let original = Volume::of(world, &folder.join("meta.db"))?;
     original.format(&bucket)?;
 
     let mut daemon = world.replicate(&original.database, &url, LEVELS)?;
@@ -37,11 +34,11 @@ pub(super) fn juicefs(world: &mut World) -> Checked {
     ensure!(status.success(), "juicefs mdtest failed ({status}):\n{}", mdtest.log());
     daemon.terminate(DEADLINE)?;
 
-    let restored = Volume { program: original.program.clone(), database: folder.join("restored.db") };
+    let restored = Volume::of(world, &folder.join("restored.db"))?;
     let (txid, _) = world.restore_ours_to(&url, &Target::Latest, &restored.database)?;
     world.restore_both(&url, &Target::Latest)?;
     let dump = original.dump(&folder.join("original.json"))?;
-    let files = dump.to_string().matches("\"type\":\"regular\"").count();
+    let files = regular_files(&dump);
     ensure!(files > 0, "mdtest made no files");
     ensure!(restored.dump(&folder.join("restored.json"))? == dump, "the restored block map dumps as something else");
     run("juicefs status", restored.command("status").arg(restored.url()))?;
@@ -51,42 +48,4 @@ pub(super) fn juicefs(world: &mut World) -> Checked {
         "{files} files in a block map of {} KiB, TXID {txid:x}; same dump, status, a further mdtest",
         bytes >> 10
     ))
-}
-
-/// A file system whose block map is a database.
-struct Volume {
-    program: PathBuf,
-    database: PathBuf,
-}
-
-impl Volume {
-    fn url(&self) -> String {
-        format!("sqlite3://{}", self.database.display())
-    }
-
-    fn command(&self, name: &str) -> Command {
-        let mut command = Command::new(&self.program);
-        command.arg(name);
-        command
-    }
-
-    fn format(&self, bucket: &Path) -> Result<()> {
-        let mut format = self.command("format");
-        format.args(["--storage", "file", "--bucket"]).arg(bucket).args([&self.url(), "e2e"]);
-        run("juicefs format", &mut format).map(drop)
-    }
-
-    fn mdtest(&self, directory: &str) -> Command {
-        let mut mdtest = self.command("mdtest");
-        mdtest.args(["--no-usage-report", &self.url(), directory]);
-        mdtest.args(["--dirs", "3", "--depth", "2", "--files", "20", "--write", "4096"]);
-        // Its default lies outside our folder.
-        mdtest.arg("--cache-dir").arg(self.database.with_file_name("cache"));
-        mdtest
-    }
-
-    fn dump(&self, path: &Path) -> Result<Value> {
-        run("juicefs dump", self.command("dump").arg(self.url()).arg(path))?;
-        serde_json::from_slice(&std::fs::read(path)?).context("juicefs dump wrote no JSON")
-    }
 }
