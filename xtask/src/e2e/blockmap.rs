@@ -39,7 +39,8 @@ pub(super) fn blockmap_go(world: &mut World) -> Checked {
     let name = database.to_str().context("a path that is no UTF-8")?;
     let mut reports = Vec::new();
     for flags in [&["-cache", "shared"][..], &["-cache", "shared", "-serial"], &["-cache", "private"]] {
-        reports.push(go_workload(world, name, None, flags)?);
+        let report = go_workload(world, name, None, flags)?;
+        reports.push(report.split(',').next().unwrap_or_default().to_owned());
         check_block_map(&Connection::open(&database)?).with_context(|| format!("after {}", flags.join(" ")))?;
     }
     let accepted = juicefs_accepts(world, &database)?;

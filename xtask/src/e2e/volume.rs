@@ -5,7 +5,6 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use litestream_fixtures::blockmap::check_block_map;
-use litestream_fixtures::db::open_immutable;
 use rusqlite::Connection;
 use serde_json::Value;
 
@@ -139,7 +138,8 @@ fn recount(world: &World, volume: &Volume, folder: &Path, dump: &Value) -> Resul
     );
     let ours = Connection::open(&volume.database)?;
     let (counted, open) = (pair(&ours, COUNTED)?, pair(&ours, OPEN)?);
-    let expected = pair(&open_immutable(&loaded.database)?, COUNTED)?;
+    // JuiceFS may leave some of it in the WAL.
+    let expected = pair(&Connection::open(&loaded.database)?, COUNTED)?;
     let ours = (counted.0 - open.0, counted.1 - open.1);
     ensure!(ours == expected, "JuiceFS counts {expected:?} inodes and bytes, ours says {ours:?}");
     Ok(())
