@@ -87,16 +87,12 @@ pub(crate) struct Database {
     polling: Mutex<Polling>,
     counters: Mutex<ChangeCounters>,
     polls: AtomicU64,
-    writing: Mutex<Writing>,
+    /// How many connections may write. Held while the first one begins and the last one ends, which asks the replica: for nobody else to take.
+    writers: Mutex<usize>,
+    /// What they write with.
+    writer: Mutex<Option<Arc<Writer>>>,
     /// Whether anybody may write: then nobody looks for what others have written.
     is_written: AtomicBool,
-}
-
-/// The writer, and how many connections it serves.
-#[derive(Default)]
-struct Writing {
-    writer: Option<Arc<Writer>>,
-    connections: usize,
 }
 
 #[derive(Default)]
@@ -237,7 +233,8 @@ impl Database {
             polling: Mutex::default(),
             counters: Mutex::new(ChangeCounters::new(None)),
             polls: AtomicU64::new(0),
-            writing: Mutex::default(),
+            writers: Mutex::default(),
+            writer: Mutex::default(),
             is_written: AtomicBool::new(false),
         });
         let opened = match found {
@@ -317,8 +314,8 @@ impl Database {
         is_new: bool,
         stop: &dyn Fn() -> bool,
     ) -> Result<Arc<Writer>> {
-        let mut writing = lock(&self.writing);
-        if let Some(writer) = &writing.writer {
+        let mut connections = lock(&self.writers);
+        if let Some(writer) = self.writer() {
             if writer.buffer_path() != settings.buffer_path {
                 let why = format!(
                     "this process writes the database with another buffer already: {}",
@@ -326,8 +323,7 @@ impl Database {
                 );
                 return Err(Error::Setting { name: "buffer_path".to_owned(), why });
             }
-            let writer = writer.clone();
-            writing.connections += 1;
+            *connections += 1;
             return Ok(writer);
         }
         // What others have written last is known before they are shut out.
@@ -341,26 +337,27 @@ impl Database {
             self.is_written.store(false, Ordering::SeqCst);
         }
         let writer = opened?;
-        writing.writer = Some(writer.clone());
-        writing.connections = 1;
+        *lock(&self.writer) = Some(writer.clone());
+        *connections = 1;
         Ok(writer)
     }
 
     /// A connection writes no longer. With the last one everything is uploaded, and others' transactions are followed again.
     pub(crate) fn end_writing(&self) {
-        let mut writing = lock(&self.writing);
-        writing.connections = writing.connections.saturating_sub(1);
-        if writing.connections == 0
-            && let Some(writer) = writing.writer.take()
+        let mut connections = lock(&self.writers);
+        *connections = connections.saturating_sub(1);
+        if *connections == 0
+            && let Some(writer) = self.writer()
         {
             writer.close(self);
+            *lock(&self.writer) = None;
             self.is_written.store(false, Ordering::SeqCst);
         }
     }
 
     /// The writer, where there is one.
     pub(crate) fn writer(&self) -> Option<Arc<Writer>> {
-        lock(&self.writing).writer.clone()
+        lock(&self.writer).clone()
     }
 
     /// The newest view, as far as it is known.

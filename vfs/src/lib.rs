@@ -17,7 +17,7 @@
 //! # Rules of the house
 //! - Nothing changes a view once it is published; a connection keeps the view that it took when its transaction began.
 //! - Nothing waits without end, and every wait ends when the host interrupts the query.
-//! - No lock is held across network I/O.
+//! - No lock that a read or a commit needs is held across network I/O.
 //! - No panic reaches the host; no signal is handled; nothing depends on which thread calls.
 
 mod btree;

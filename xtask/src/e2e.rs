@@ -66,7 +66,7 @@ struct Scenario {
 
 /// Every scenario, in the order in which they run. Those of one backend share a recording, so the compactions, which
 /// change it, stand behind.
-const SCENARIOS: [Scenario; 19] = [
+const SCENARIOS: [Scenario; 18] = [
     Scenario { name: "minio-live", run: |world| live::live(world, Backend::S3) },
     Scenario { name: "file-live", run: |world| live::live(world, Backend::File) },
     Scenario { name: "bucket-root", run: live::bucket_root },
@@ -77,7 +77,6 @@ const SCENARIOS: [Scenario; 19] = [
     Scenario { name: "our-compaction", run: encoder::our_compaction },
     Scenario { name: "juicefs", run: juicefs::juicefs },
     Scenario { name: "blockmap-juicefs", run: blockmap::blockmap_juicefs },
-    Scenario { name: "blockmap-go", run: blockmap::blockmap_go },
     Scenario { name: "vfs-sqlite3", run: hosts::vfs_sqlite3 },
     Scenario { name: "vfs-hosts", run: hosts::vfs_hosts },
     Scenario { name: "vfs-go", run: hosts::vfs_go },

@@ -250,7 +250,6 @@ fn rule_11_what_is_not_uploaded_is_there_after_a_restart_and_goes_up() {
     writer.execute_batch("UPDATE t SET text = 'changed' WHERE n < 50").unwrap();
     let content = dump(&writer);
     drop(writer);
-    eventually("the writer to be gone", || true);
     desk.server.set_down(None).unwrap();
     let other = desk.open("other", "&poll_interval=3s");
     assert_eq!(text(&other, "SELECT count(*) FROM t WHERE n = 1000").unwrap(), "0", "it cannot be there yet");
@@ -295,9 +294,8 @@ fn rule_12_of_two_writers_one_goes_on_and_the_other_learns_by_whom() {
     second.execute_batch("INSERT INTO t VALUES (1, 'second')").unwrap();
     assert_eq!(sync(&second), "0000000000000002");
     let error = text(&first, "PRAGMA litestream_sync").unwrap_err().to_string();
-    let who = format!("(writer-of-{})", std::process::id());
     assert!(error.contains("fenced: transaction 0000000000000002 was written by writer "), "{error}");
-    assert!(error.contains(&std::process::id().to_string()) && error.contains("buffer"), "{error} {who}");
+    assert!(error.contains(&std::process::id().to_string()) && error.contains("buffer"), "{error}");
     let error = first.execute_batch("INSERT INTO t VALUES (2, 'first')").unwrap_err().to_string();
     assert!(error.contains("disk I/O error"), "{error}");
     // It still reads what it has, and keeps it.
@@ -465,8 +463,7 @@ fn rule_16_writing_is_switched_on_and_off_at_run_time() {
     sync(&connection);
     assert_eq!(text(&desk.restored(None), "SELECT group_concat(text) FROM t").unwrap(), "yes,other,again");
     // The past is not written.
-    let past = text(&connection, "PRAGMA litestream_time = 0000000000000001");
-    past.unwrap();
+    text(&connection, "PRAGMA litestream_time = 0000000000000001").unwrap();
     refused(&connection);
     text(&connection, "PRAGMA litestream_time = latest").unwrap();
     connection.execute_batch("INSERT INTO t VALUES (4, 'now')").unwrap();
@@ -483,7 +480,6 @@ fn rule_16_writing_is_switched_on_and_off_at_run_time() {
 fn rule_22_exclusive_wal_mode_does_not_wedge_the_connection() {
     let desk = Desk::new();
     let writer = desk.writer();
-    writer.execute_batch("PRAGMA locking_mode = EXCLUSIVE").unwrap_or(());
     assert_eq!(text(&writer, "PRAGMA locking_mode = EXCLUSIVE").unwrap(), "exclusive");
     assert_eq!(text(&writer, "PRAGMA journal_mode = WAL").unwrap(), "delete");
     writer.execute_batch(TABLE).unwrap();
