@@ -5,7 +5,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -20,7 +19,6 @@ use crate::process::{Said, converse};
 const AGE: Duration = Duration::from_secs(6);
 const BACK: &str = "3 seconds ago";
 /// The first run compiles SQLite.
-const GO_BUILD: Duration = Duration::from_secs(600);
 /// Memcheck slows a program down by some tens of times.
 const MEMCHECK: Duration = Duration::from_secs(300);
 /// A hundred opens and closes, and what waits for idle connections.
@@ -222,10 +220,7 @@ fn build_go(world: &World) -> Result<PathBuf> {
 pub(super) fn build_go_program(world: &World, source: &Path, name: &str) -> Result<PathBuf> {
     let program = world.work().join(name);
     if !program.is_file() {
-        let mut command = Command::new(world.tools.go()?);
-        command.args(["build", "-o"]).arg(&program).arg(".").current_dir(source);
-        let said = converse("go build", command.env("CGO_ENABLED", "1"), "", GO_BUILD)?;
-        ensure!(said.status.success(), "go build failed (is there a C compiler, and a network?):\n{}", said.stderr);
+        world.tools.build_go(source, &program)?;
     }
     Ok(program)
 }

@@ -5,11 +5,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::{Tools, on_path};
-use crate::process::run;
+use crate::process::{converse, run};
 
 /// The apsw whose own SQLite is tested.
 const APSW: &str = "3.54.1.0";
@@ -17,6 +18,7 @@ const APSW: &str = "3.54.1.0";
 const NODE: &str = "22.23.3";
 /// Since then `node:sqlite` loads extensions.
 const NODE_OLDEST: (u32, u32) = (22, 13);
+const GO_BUILD: Duration = Duration::from_secs(600);
 
 impl Tools {
     /// The system's `sqlite3` program.
@@ -32,6 +34,18 @@ impl Tools {
     /// The `go` program.
     pub(crate) fn go(&self) -> Result<PathBuf> {
         on_path("go").context("there is no Go on PATH: install Go 1.22 or later")
+    }
+
+    /// A Go program, built from `source` where `program` says. Go keeps what it compiled; a second time is short.
+    ///
+    /// # Errors
+    /// There is no Go, no network or no C compiler, or it does not compile.
+    pub(crate) fn build_go(&self, source: &Path, program: &Path) -> Result<()> {
+        let mut command = Command::new(self.go()?);
+        command.args(["build", "-o"]).arg(program).arg(".").current_dir(source).env("CGO_ENABLED", "1");
+        let said = converse("go build", &mut command, "", GO_BUILD)?;
+        ensure!(said.status.success(), "go build failed (is there a C compiler, and a network?):\n{}", said.stderr);
+        Ok(())
     }
 
     /// The system's Python, whose sqlite3 module loads extensions (those of version managers often do not).
