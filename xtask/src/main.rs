@@ -42,6 +42,9 @@ enum Command {
     /// What `soak` starts in processes of their own
     #[command(hide = true)]
     SoakWriter(soak::Writer),
+    /// The same
+    #[command(hide = true)]
+    SoakReader(soak::Reader),
     /// Our program and real Litestream on the same replicas, in a real object store
     E2e(e2e::Arguments),
     /// Fuzzes the readers of the LTX format
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
         Command::SoakWriter(arguments) => soak::write(&arguments),
+        Command::SoakReader(arguments) => soak::read(&arguments),
         Command::E2e(arguments) => e2e::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Tools => tools::check(),

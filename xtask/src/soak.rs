@@ -1,5 +1,5 @@
-//! `cargo xtask soak`: what only many tries show. Restores and writers that are killed at random instants, writers that race,
-//! and restores and queries from a store that fails.
+//! `cargo xtask soak`: what only many tries show. Restores and writers that are killed at random instants, writers that race or
+//! sleep, readers that hydrate meanwhile, and restores, queries and writes with a store that fails.
 //!
 //! Every case is a function of the seed, which is printed; only the instants at which the system does things are not.
 
@@ -18,9 +18,11 @@ use rusqlite::Connection;
 use crate::bench::{child, subject};
 use crate::litestream::file_url;
 
+mod company;
 mod queries;
 mod writes;
 
+pub(crate) use company::{Reader, read};
 pub(crate) use writes::{Writer, write};
 
 /// How long a restore may take however it is hindered, before it is called hung.
@@ -58,6 +60,12 @@ enum Part {
     Writes,
     /// Let two writers race for one replica
     Races,
+    /// Write while others hydrate
+    Company,
+    /// Write while the store is down
+    Outage,
+    /// Stop a writer while another goes on
+    Sleepers,
 }
 
 /// How many cases passed and failed.
@@ -104,6 +112,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     if wanted(Part::Races) {
         writes::races(if arguments.short { 20 } else { 200 }, seed, &mut tally)?;
+    }
+    if wanted(Part::Company) {
+        company::readers(if arguments.short { 18 } else { 180 }, seed, &mut tally)?;
+    }
+    if wanted(Part::Outage) {
+        company::outage(if arguments.short { 6 } else { 60 }, seed, &mut tally)?;
+    }
+    if wanted(Part::Sleepers) {
+        company::sleepers(if arguments.short { 1 } else { 10 }, seed, &mut tally)?;
     }
     let Tally { passed, failed } = tally;
     println!("{passed} passed, {failed} failed");

@@ -3,6 +3,7 @@
 //! A writer is a process of its own, this program again ([`write()`]): it runs a client's transactions through the VFS and says of each when it
 //! was committed, and now and then what is durable. Whoever killed it looks at what is left.
 
+use std::cell::Cell;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -21,6 +22,8 @@ use super::Tally;
 use crate::bench::subject;
 
 const BUCKET: &str = "bkt";
+/// Size of the block map.
+const BYTES: u64 = 1 << 20;
 /// How many transactions a writer runs between two syncs.
 const SYNC_EVERY: u64 = 25;
 /// How long a writer lives at most before it is killed, in milliseconds.
@@ -34,6 +37,9 @@ pub(crate) struct Writer {
     /// For a race: after so many transactions it syncs and ends
     #[arg(long)]
     transactions: Option<u64>,
+    /// Milliseconds between two transactions
+    #[arg(long, default_value_t = 0)]
+    pace: u64,
 }
 
 /// Writes until it is killed.
@@ -75,54 +81,59 @@ pub(crate) fn write(arguments: &Writer) -> Result<()> {
         if last {
             break;
         }
+        if arguments.pace > 0 {
+            std::thread::park_timeout(Duration::from_millis(arguments.pace));
+        }
     }
     Ok(())
 }
 
-fn register() -> Result<()> {
+pub(super) fn register() -> Result<()> {
     ensure!(litestream_vfs::register(rusqlite::ffi::sqlite3_auto_extension), "cannot register the VFS");
     drop(Connection::open_in_memory()?);
     Ok(())
 }
 
-fn open(uri: &str) -> rusqlite::Result<Connection> {
+pub(super) fn open(uri: &str) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     Connection::open_with_flags(uri, flags)
 }
 
 /// What a writer has said.
 #[derive(Debug, Default)]
-struct Said {
-    committed: u64,
-    durable: u64,
-    refused: Option<String>,
+pub(super) struct Said {
+    pub(super) committed: u64,
+    pub(super) durable: u64,
+    pub(super) refused: Option<String>,
 }
 
-struct Stage {
-    server: S3Server,
-    folder: tempfile::TempDir,
-    seed: u64,
-    model: Model,
+/// A replica in a store, and the truth about it.
+pub(super) struct Stage {
+    pub(super) server: S3Server,
+    pub(super) folder: tempfile::TempDir,
+    pub(super) seed: u64,
+    pub(super) model: Model,
+    others: Cell<u32>,
 }
 
 impl Stage {
-    /// A block map of 1 MB in a replica.
-    fn new(seed: u64) -> Result<Self> {
+    /// A block map of so many bytes in a replica.
+    pub(super) fn new(seed: u64, bytes: u64) -> Result<Self> {
         let folder = subject::scratch()?;
         let server = S3Server::start(S3Options::default())?;
         server.create_bucket(BUCKET);
         let path = folder.path().join("meta.db");
-        build_block_map(&path, &BlockMapOptions { seed, ..BlockMapOptions::default() })?;
+        build_block_map(&path, &BlockMapOptions { bytes, seed })?;
         let time = jiff::Timestamp::now().as_millisecond();
         let file = Recorder::new().record(&path, time)?;
         let metadata = format_time(Timestamp(time));
         let key = format!("db/0000/{}", file.name);
         server.put_object(BUCKET, &key, file.bytes, &[("litestream-timestamp", metadata.as_str())]);
         let model = Model::new(&Connection::open(&path)?, Client::new(seed))?;
-        Ok(Self { server, folder, seed, model })
+        Ok(Self { server, folder, seed, model, others: Cell::new(0) })
     }
 
-    fn uri(&self, buffer: &str, more: &str) -> String {
+    pub(super) fn uri(&self, buffer: &str, more: &str) -> String {
         let (server, path) = (&self.server, self.folder.path().join(buffer));
         let keys = format!("&accessKeyId={}&secretAccessKey={}", server.access_key(), server.secret_key());
         let url = format!("s3://{BUCKET}/db?endpoint={}&forcePathStyle=true{keys}", server.endpoint());
@@ -130,23 +141,32 @@ impl Stage {
         format!("file:meta.db?vfs=litestream&replica_url={url}&buffer_path={}{more}", path.display())
     }
 
-    fn writer(&self, uri: &str, transactions: Option<u64>) -> Result<Child> {
+    pub(super) fn writer(&self, uri: &str, transactions: Option<u64>, pace: Option<Duration>) -> Result<Child> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("soak-writer").arg(uri).arg(self.seed.to_string());
         if let Some(transactions) = transactions {
             command.arg("--transactions").arg(transactions.to_string());
         }
+        if let Some(pace) = pace {
+            command.arg("--pace").arg(pace.as_millis().to_string());
+        }
         command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().context("cannot start a writer")
     }
 
     /// A reader of its own: what another machine sees.
-    fn elsewhere(&self, number: u32) -> Result<Connection> {
+    pub(super) fn elsewhere(&self) -> Result<Connection> {
         // Another interval makes it another database than those that were opened before.
-        Ok(open(&self.uri("none", &format!("&poll_interval={}ms", 1_000 + number)))?)
+        let number = self.others.replace(self.others.get() + 1);
+        Ok(open(&self.uri("none", &format!("&poll_interval={}ms", 500 + number)))?)
+    }
+
+    /// The names of the files in level 0, in order.
+    pub(super) fn keys_of_level_0(&self) -> Vec<String> {
+        self.server.keys(BUCKET).into_iter().filter(|key| key.starts_with("db/0000/")).collect()
     }
 }
 
-fn listen(child: &mut Child) -> Result<Said> {
+pub(super) fn listen(child: &mut Child) -> Result<Said> {
     let output = child.stdout.take().context("a writer without output")?;
     let mut said = Said::default();
     for line in BufReader::new(output).lines().map_while(Result::ok) {
@@ -163,7 +183,7 @@ fn listen(child: &mut Child) -> Result<Said> {
 /// Kills a writer so many times.
 pub(super) fn kills(tries: u32, seed: u64, tally: &mut Tally) -> Result<()> {
     register()?;
-    let mut stage = Stage::new(seed)?;
+    let mut stage = Stage::new(seed, BYTES)?;
     let mut random = fastrand::Rng::with_seed(seed);
     let (mut committed, mut durable, mut survivors) = (0, 0, 0);
     for number in 0..tries {
@@ -181,7 +201,7 @@ pub(super) fn kills(tries: u32, seed: u64, tally: &mut Tally) -> Result<()> {
 
 fn kill_once(stage: &mut Stage, number: u32, life: Duration, committed: &mut u64, durable: &mut u64) -> Result<bool> {
     let uri = stage.uri("buffer", "&write_enabled=1&sync_interval=50ms");
-    let mut child = stage.writer(&uri, None)?;
+    let mut child = stage.writer(&uri, None, None)?;
     let id = child.id();
     let killer = std::thread::spawn(move || {
         std::thread::park_timeout(life);
@@ -195,7 +215,7 @@ fn kill_once(stage: &mut Stage, number: u32, life: Duration, committed: &mut u64
     *committed = said.committed.max(*committed);
     *durable = said.durable.max(*durable);
     // Elsewhere: whole, and nothing durable missing.
-    let other = stage.elsewhere(number)?;
+    let other = stage.elsewhere()?;
     let there = stage.model.judge(&other, *durable).context("elsewhere")?;
     drop(other);
     // Here: all that was committed, and perhaps one whose word did not get out any more. Closing uploads it.
@@ -217,7 +237,7 @@ fn kill_once(stage: &mut Stage, number: u32, life: Duration, committed: &mut u64
 /// Lets two writers race so many times.
 pub(super) fn races(tries: u32, seed: u64, tally: &mut Tally) -> Result<()> {
     register()?;
-    let mut stage = Stage::new(seed)?;
+    let mut stage = Stage::new(seed, BYTES)?;
     let mut random = fastrand::Rng::with_seed(seed);
     let (mut durable, mut fenced, mut both) = (0, 0, 0);
     for number in 0..tries {
@@ -244,9 +264,9 @@ fn race(stage: &mut Stage, number: u32, offset: Duration, durable: &mut u64) -> 
     let uri = |stage: &Stage, who: &str| {
         stage.uri(&format!("{who}-{number}"), "&write_enabled=1&sync_interval=1h&shutdown_sync_timeout=1s")
     };
-    let mut first = stage.writer(&uri(stage, "one"), Some(5))?;
+    let mut first = stage.writer(&uri(stage, "one"), Some(5), None)?;
     std::thread::park_timeout(offset);
-    let mut second = stage.writer(&uri(stage, "two"), Some(5))?;
+    let mut second = stage.writer(&uri(stage, "two"), Some(5), None)?;
     let said = [listen(&mut first)?, listen(&mut second)?];
     first.wait()?;
     second.wait()?;
@@ -257,7 +277,7 @@ fn race(stage: &mut Stage, number: u32, offset: Duration, durable: &mut u64) -> 
         ensure!(why.contains("fenced"), "the loser was not told: {said:?}");
     }
     let acknowledged = said.iter().map(|said| said.durable).max().unwrap_or(0).max(*durable);
-    let other = stage.elsewhere(number)?;
+    let other = stage.elsewhere()?;
     let there = stage.model.judge(&other, acknowledged).context("after the race")?;
     ensure!(there == acknowledged, "{there} transactions, {acknowledged} were acknowledged as durable");
     *durable = there;
