@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use litestream_hydrate::Places;
 use litestream_pageindex::Spill;
@@ -37,7 +37,14 @@ pub(crate) struct Process {
 }
 
 static CURRENT: AtomicPtr<Process> = AtomicPtr::new(std::ptr::null_mut());
-static LAST_ERROR: Mutex<String> = Mutex::new(String::new());
+static LAST_ERROR: Mutex<LastError> = Mutex::new(LastError { text: String::new(), logged: None });
+/// What is said over and over is logged once in so long.
+const SAME_ERROR: Duration = Duration::from_secs(1);
+
+struct LastError {
+    text: String,
+    logged: Option<Instant>,
+}
 
 impl Process {
     /// This process's.
@@ -107,11 +114,19 @@ impl Process {
 
 /// Keeps an error's text for `litestream_error()`: SQLite itself only ever says "disk I/O error".
 pub(crate) fn note_error(text: &str) {
-    tracing::error!("{text}");
-    text.clone_into(&mut LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner));
+    let mut last = LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner);
+    let again = last.text == text && last.logged.is_some_and(|logged| logged.elapsed() < SAME_ERROR);
+    if !again {
+        last.logged = Some(Instant::now());
+        text.clone_into(&mut last.text);
+    }
+    drop(last);
+    if !again {
+        tracing::error!("{text}");
+    }
 }
 
 /// The last error's text, empty where there was none.
 pub(crate) fn last_error() -> String {
-    LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner).text.clone()
 }
