@@ -1,7 +1,7 @@
 //! What files a replica has, in as few requests as possible.
 
 use litestream_storage::{FileInfo, Level, ObjectInfo, Replica, Scope};
-use ltx::Txid;
+use ltx::{Timestamp, Txid};
 
 use crate::Result;
 
@@ -12,6 +12,8 @@ pub struct Listing {
     others: Vec<ObjectInfo>,
     /// Whether files that no plan for the newest state needs were left out.
     partial: bool,
+    /// See [`Listing::at`].
+    at: Option<Timestamp>,
 }
 
 impl Listing {
@@ -24,7 +26,7 @@ impl Listing {
     /// As the store says.
     pub async fn newest(replica: &Replica) -> Result<Self> {
         let (zero, one, above) = Self::first_wave(replica).await?;
-        let mut listing = Self::default();
+        let mut listing = Self { at: zero.at, ..Self::default() };
         let mut above = above;
         replica.list_rest(Scope::Above(Level::ONE), Txid::ZERO, &mut above).await?;
         listing.others = above.others;
@@ -53,7 +55,7 @@ impl Listing {
             replica.list_rest(Scope::Level(Level::ONE), Txid::ZERO, &mut one),
             replica.list_rest(Scope::Above(Level::ONE), Txid::ZERO, &mut above),
         )?;
-        let mut listing = Self { others: above.others, ..Self::default() };
+        let mut listing = Self { others: above.others, at: zero.at, ..Self::default() };
         listing.extend(zero.files.into_iter().chain(one.files).chain(above.files));
         Ok(listing)
     }
@@ -113,6 +115,13 @@ impl Listing {
     #[must_use]
     pub fn newest_txid(&self) -> Option<Txid> {
         self.files().map(|file| file.name.max).max()
+    }
+
+    /// The store's own clock when level 0 was listed: there was no file of it then that begins beyond those which are here. `None` where the
+    /// store does not say, and where nothing was listed.
+    #[must_use]
+    pub const fn at(&self) -> Option<Timestamp> {
+        self.at
     }
 
     /// What else lies beside the levels.

@@ -113,6 +113,9 @@ pub struct ListPage {
     pub others: Vec<ObjectInfo>,
     /// Where to go on, when there is more.
     pub next: Option<String>,
+    /// The store's own clock as this very answer tells it, to the second: whatever else is answered meanwhile, nothing that is not here was
+    /// there then. `None` where it does not say.
+    pub at: Option<Timestamp>,
 }
 
 /// Which bytes of an object to read.

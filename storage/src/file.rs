@@ -79,8 +79,9 @@ impl Backend for FileBackend {
     async fn list(&self, request: &ListRequest<'_>) -> Result<ListPage> {
         let root = self.root.clone();
         let ListRequest { scope, from, .. } = *request;
+        let at = self.clock();
         blocking(move || {
-            let mut page = ListPage::default();
+            let mut page = ListPage { at, ..ListPage::default() };
             match scope {
                 Scope::Level(level) => list_level(&root, level, from, &mut page)?,
                 Scope::Above(level) => {

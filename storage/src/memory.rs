@@ -105,8 +105,8 @@ impl Backend for MemoryBackend {
         if let Some(token) = request.token {
             after = token.to_owned();
         }
+        let mut page = ListPage { at: self.clock(), ..ListPage::default() };
         let objects = self.objects();
-        let mut page = ListPage::default();
         let bounds = (std::ops::Bound::Excluded(after.as_str()), std::ops::Bound::Unbounded);
         let mut found = objects.range::<str, _>(bounds).skip_while(|(key, _)| ***key < *prefix);
         let mut last = None;

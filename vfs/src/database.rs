@@ -25,6 +25,7 @@ use crate::hydration::Sessions;
 use crate::process::Process;
 use crate::settings::{Settings, WriteSettings};
 use crate::write::layer::Local;
+use crate::write::probe::Probe;
 use crate::write::writer::Writer;
 use crate::{Error, Result, write};
 
@@ -87,6 +88,9 @@ pub(crate) struct Database {
     polling: Mutex<Polling>,
     counters: Mutex<ChangeCounters>,
     polls: AtomicU64,
+    /// With which transaction level 0 was last seen to end, and when, by the store's clock.
+    end: Mutex<Option<(Txid, Timestamp)>>,
+    pub(crate) probe: Probe,
     /// How many connections may write. Held while the first one begins and the last one ends, which asks the replica: for nobody else to take.
     writers: Mutex<usize>,
     /// What they write with.
@@ -209,6 +213,16 @@ impl Database {
     async fn load(process: &'static Process, settings: Settings) -> Result<Arc<Self>> {
         let policy = RetryPolicy { total: PATIENCE, ..RetryPolicy::default() };
         let replica = litestream_storage::open(&settings.replica, policy).await?;
+        let probe = Probe::default();
+        if settings.write_enabled && !settings.write.unfenced {
+            // Before the first upload the answer is waited for; by then it will be there.
+            let (probe, replica) = (probe.clone(), replica.clone());
+            process.spawn(async move {
+                if let Err(error) = probe.honoured(&replica).await {
+                    tracing::debug!(%error, "cannot try the store yet");
+                }
+            });
+        }
         let started = Instant::now();
         let found = loop {
             match find(&replica, Target::Latest).await {
@@ -233,12 +247,17 @@ impl Database {
             polling: Mutex::default(),
             counters: Mutex::new(ChangeCounters::new(None)),
             polls: AtomicU64::new(0),
+            end: Mutex::default(),
+            probe,
             writers: Mutex::default(),
             writer: Mutex::default(),
             is_written: AtomicBool::new(false),
         });
         let opened = match found {
-            Some((plan, listing)) => database.view_of(plan, listing, &[]).await?,
+            Some((plan, listing)) => {
+                database.note_end(&listing);
+                database.view_of(plan, listing, &[]).await?
+            }
             None => Opened { view: View::empty(), tip: None },
         };
         let (txid, time) = (opened.view.txid(), opened.view.time());
@@ -265,6 +284,17 @@ impl Database {
             Ok::<_, litestream_pageindex::Error>(Opened { view, tip })
         });
         Ok(Box::pin(opened).await?)
+    }
+
+    /// Remembers what a listing tells of the end of level 0.
+    fn note_end(&self, listing: &Listing) {
+        let reach = Level::all().filter_map(|level| listing.reach(level)).max().unwrap_or_default();
+        *lock(&self.end) = listing.at().map(|at| (reach, at));
+    }
+
+    /// When, by the store's clock, there was certainly nothing beyond a transaction: when level 0 was last listed, if that is where it ended.
+    pub(crate) fn ended(&self, txid: Txid) -> Option<Timestamp> {
+        lock(&self.end).filter(|(end, _)| *end == txid).map(|(_, at)| at)
     }
 
     fn shown(&self, Opened { view, tip }: Opened, newest: bool) -> Arc<Shown> {
@@ -454,6 +484,10 @@ impl Database {
         let reached = before.view.txid();
         // The last file that is known comes along: that what follows continues the same history is proven by its still being there.
         let mut page = self.replica.list_page(Scope::Level(Level::ZERO), reached, None).await?;
+        if page.next.is_none() {
+            let end = page.files.last().map_or(reached, |last| last.name.max.max(reached));
+            *lock(&self.end) = page.at.map(|at| (end, at));
+        }
         let there = page.files.iter().position(|file| file.name.min == reached && file.name.max == reached);
         let there = there.map(|at| page.files.remove(at));
         let proven = match (before.tip.get(), there) {
@@ -468,6 +502,7 @@ impl Database {
                 return Ok(());
             }
             let (plan, listing) = find(&self.replica, Target::Latest).await?;
+            self.note_end(&listing);
             if plan.txid < reached {
                 return Err(Error::Rewound { url: self.replica.url().clone(), have: reached, found: plan.txid });
             }
@@ -503,6 +538,7 @@ impl Database {
             }
         }
         let (plan, listing) = find(&self.replica, Target::Latest).await?;
+        self.note_end(&listing);
         if plan.txid <= reached && before.view.files().len() < MANY_FILES {
             return Ok(());
         }

@@ -14,6 +14,8 @@ use aws_sdk_s3::error::BoxError;
 use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
 
+use ltx::Timestamp;
+
 use crate::Error;
 use crate::config::S3Config;
 
@@ -183,12 +185,49 @@ impl Intercept for Adjust {
         _: &RuntimeComponents,
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        let date = context.response().headers().get("date");
-        if let Some(date) = date.and_then(|date| DateTime::from_str(date, DateTimeFormat::HttpDate).ok()) {
-            self.clock.fetch_max(date.secs(), Ordering::Relaxed);
-        }
+        note(&self.clock, context);
         Ok(())
     }
+}
+
+/// When one request was answered, by the store's clock.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Date(Arc<AtomicI64>);
+
+impl Date {
+    pub(super) fn get(&self) -> Option<Timestamp> {
+        told(&self.0)
+    }
+}
+
+impl Intercept for Date {
+    fn name(&self) -> &'static str {
+        "when it was answered"
+    }
+
+    fn read_before_deserialization(
+        &self,
+        context: &BeforeDeserializationInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        note(&self.0, context);
+        Ok(())
+    }
+}
+
+/// Notes an answer's time, in seconds since 1970, where it is the latest.
+fn note(clock: &AtomicI64, context: &BeforeDeserializationInterceptorContextRef<'_>) {
+    let date = context.response().headers().get("date");
+    if let Some(date) = date.and_then(|date| DateTime::from_str(date, DateTimeFormat::HttpDate).ok()) {
+        clock.fetch_max(date.secs(), Ordering::Relaxed);
+    }
+}
+
+/// The time that was noted.
+pub(super) fn told(clock: &AtomicI64) -> Option<Timestamp> {
+    let seconds = clock.load(Ordering::Relaxed);
+    (seconds > 0).then_some(Timestamp(seconds * 1_000))
 }
 
 #[cfg(test)]

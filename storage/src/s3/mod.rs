@@ -14,7 +14,7 @@ mod put;
 mod upload;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::AtomicI64;
 
 use async_trait::async_trait;
 use aws_sdk_s3::config::{
@@ -168,12 +168,14 @@ impl S3Backend {
             None if after.is_empty() => request,
             None => request.start_after(format!("{base}{after}")),
         };
-        let answer = match request.send().await {
+        let date = answer::Date::default();
+        let answer = request.customize().interceptor(date.clone()).send().await;
+        let mut page = ListPage { at: date.get(), ..ListPage::default() };
+        let answer = match answer {
             // MinIO refuses the empty level that Litestream's `s3://bkt` makes of a root.
-            Err(error) if base == "./" && answer::status(&error) == Some(400) => return Ok(ListPage::default()),
+            Err(error) if base == "./" && answer::status(&error) == Some(400) => return Ok(page),
             answer => answer.map_err(|error| answer::error(&self.url, "list", &prefix, error))?,
         };
-        let mut page = ListPage::default();
         let mut last = "";
         for object in answer.contents() {
             let Some(key) = object.key() else { continue };
@@ -226,8 +228,7 @@ impl Backend for S3Backend {
     }
 
     fn clock(&self) -> Option<Timestamp> {
-        let seconds = self.clock.load(Ordering::Relaxed);
-        (seconds > 0).then_some(Timestamp(seconds * 1_000))
+        answer::told(&self.clock)
     }
 
     async fn metadata(&self, key: &str, name: &str, attempt: u32) -> Result<Option<String>> {
@@ -262,7 +263,12 @@ impl Backend for S3Backend {
         });
         let mut pages = futures::future::try_join_all(pages).await?.into_iter();
         let mut all = pages.next().unwrap_or_default();
-        for page in pages.filter(|page| !page.files.is_empty() || !page.others.is_empty()) {
+        for page in pages {
+            // All of them tell what there was at the earliest of their times.
+            all.at = all.at.zip(page.at).map(|(one, other)| one.min(other));
+            if page.files.is_empty() && page.others.is_empty() {
+                continue;
+            }
             all.files.extend(page.files);
             all.others.extend(page.others);
             all.files.sort_by_key(|file| (file.level, file.name));

@@ -6,6 +6,7 @@ mod control;
 pub(crate) mod layer;
 mod lease;
 mod pages;
+pub(crate) mod probe;
 mod segment;
 pub(crate) mod upload;
 pub(crate) mod writer;

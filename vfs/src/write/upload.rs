@@ -4,6 +4,17 @@
 //! checksum is the one that was noted. Where the server's clock says that more than `fence_window` has passed since the last proof, the put
 //! proves only that no such file is there *now*: another writer's may have come and been merged away meanwhile. Then level 0 is listed before
 //! anything counts as durable; its newest file is never deleted, so whoever went on shows there.
+//!
+//! The first upload waits for nothing but its own put, as a rule:
+//!
+//! - No conditional put is *sent* before the store is known to honour conditions: one that ignores them would overwrite another's file, and no
+//!   answer could undo that. But the question needs nothing except the replica's address, so it is asked while the database is opened.
+//! - The first proof is the listing that the database was opened from. When level 0 was listed, at a time that this very answer tells
+//!   ([`Listing::at`]), there was nothing beyond the transaction that we go on from: level 0 keeps its newest file, so the listing would have
+//!   shown it, or one beyond. Who writes the next one after that moment is met by the put as long as that file is there, and for `fence_window`
+//!   it is. The time is the answer's own, not the latest that any answer told: a machine may have been asleep between two answers to the same open.
+//!
+//! [`Listing::at`]: litestream_pageindex::Listing::at
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -14,11 +25,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use litestream_pageindex::upkeep::{Kept, Schedule, Upkeep};
 use litestream_pageindex::{OpenFile, open_file};
-use litestream_storage::{Body, FileInfo, Kind, Level, Precondition, PutOptions, Replica, Scope};
+use litestream_storage::{Body, FileInfo, Kind, Level, Replica, Scope};
 use ltx::{Commit, Encoder, FileName, Header, Pgno, Timestamp, Txid};
 
 use super::buffer::{Buffer, Position, State, Uploaded, random};
 use super::lease::{self, Lease};
+use super::probe::Probe;
 use super::writer::{Sealed, Writer};
 use crate::database::Database;
 use crate::settings::WriteSettings;
@@ -28,6 +40,8 @@ use crate::{Error, Result, process};
 const IN_MEMORY: usize = 32 << 20;
 /// After so many uploads it is looked whether older files have been merged.
 const MANY_FILES: usize = 300;
+/// How long nothing must have been committed before it is noted that all is uploaded: a write and a sync that no commit shall wait for.
+const IDLE: Duration = Duration::from_secs(1);
 /// The longest pause after a failed upload.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// The metadata that says who wrote a file.
@@ -228,12 +242,15 @@ async fn level_0(database: &Database, from: Txid) -> Result<Vec<FileInfo>> {
 
 /// Uploads until the database is closed.
 async fn run(writer: Arc<Writer>, database: Weak<Database>) {
-    let Some(mut checked) = database.upgrade().map(|database| database.replica.honours_conditions()) else { return };
-    checked |= writer.settings.unfenced;
-    let (mut started, mut failures) = (Some(Instant::now()), 0_u32);
-    let mut proof: Option<Timestamp> = None;
-    let mut renewed =
-        database.upgrade().and_then(|database| database.latest().ok()).map_or(0, |shown| shown.view.files().len());
+    let Some(opened) = database.upgrade() else { return };
+    let Ok(shown) = opened.latest() else { return };
+    let (probe, replica, mut checked) = (opened.probe.clone(), opened.replica.clone(), writer.settings.unfenced);
+    let mut proof = opened.ended(shown.view.txid());
+    drop(opened);
+    let mut ended = writer.ended.subscribe();
+    let (mut started, mut failures, mut noted) = (Some(Instant::now()), 0_u32, true);
+    let mut renewed = shown.view.files().len();
+    drop(shown);
     loop {
         let (pending, urgent) = {
             let inner = writer.inner();
@@ -243,11 +260,20 @@ async fn run(writer: Arc<Writer>, database: Weak<Database>) {
             (inner.uploaded < inner.commits && inner.refused.is_none(), inner.urgent || inner.ending)
         };
         if checked && !pending {
-            writer.wake.notified().await;
+            tokio::select! {
+                () = writer.wake.notified() => {}
+                () = tokio::time::sleep(IDLE), if !noted => {
+                    let writer = writer.clone();
+                    if let Err(error) = blocking(move || writer.note()).await {
+                        tracing::warn!(%error, "cannot note in the write buffer that all is uploaded");
+                    }
+                    noted = true;
+                }
+            }
             continue;
         }
         let pause = match failures {
-            0 if urgent => Duration::ZERO,
+            0 if urgent || !checked => Duration::ZERO,
             0 => writer.settings.sync_interval,
             // Somewhat apart from others who fail with the same store.
             _ => (Duration::from_secs(1) * 2_u32.pow(failures.min(6) - 1))
@@ -263,20 +289,27 @@ async fn run(writer: Arc<Writer>, database: Weak<Database>) {
             }
         }
         started = Some(Instant::now());
-        let Some(database) = database.upgrade() else { return };
-        let outcome = async {
-            if !checked {
-                probe(&database).await?;
-                checked = true;
+        let outcome = if checked {
+            let Some(database) = database.upgrade() else { return };
+            Box::pin(upload(&writer, &database, &mut proof)).await
+        } else {
+            tokio::select! {
+                outcome = fences(&probe, &replica) => outcome,
+                _ = ended.wait_for(|ended| *ended) => return,
             }
-            upload(&writer, &database, &mut proof).await
         };
-        match Box::pin(outcome).await {
+        let Some(database) = database.upgrade() else { return };
+        match outcome {
             Ok(()) => {
                 if failures > 0 {
                     tracing::warn!(url = %database.replica.url(), "uploading again");
                 }
                 failures = 0;
+                if !std::mem::replace(&mut checked, true) {
+                    // What was committed meanwhile goes up when it is due.
+                    continue;
+                }
+                noted = false;
                 let files = database.latest().map_or(0, |shown| shown.view.files().len());
                 if files >= renewed + MANY_FILES {
                     // Others will have been merged: a shorter list is as good.
@@ -316,26 +349,18 @@ fn for_good(error: Error) -> Trouble {
     Trouble { error, for_good: true }
 }
 
-/// Finds out whether the store honours `If-None-Match`: without it nothing keeps two writers apart.
-async fn probe(database: &Database) -> Result<(), Trouble> {
-    let key = database.replica.side_key(&format!("litestream-probe-{:016x}", random()));
-    let options = PutOptions { precondition: Precondition::NotExists, ..PutOptions::default() };
-    database.replica.put(&key, Body::Bytes("first".into()), &options).await?;
-    let second = database.replica.put(&key, Body::Bytes("second".into()), &options).await;
-    if let Err(error) = database.replica.delete_keys(&[&key]).await {
-        tracing::warn!(%key, %error, "cannot delete what was put to try the store");
+/// Makes sure that the store keeps two writers apart. As a rule that was asked when the database was opened, and is known by now.
+async fn fences(probe: &Probe, replica: &Replica) -> Result<(), Trouble> {
+    if probe.honoured(replica).await? {
+        return Ok(());
     }
-    match second {
-        Err(error) if error.kind() == Kind::Conflict => Ok(()),
-        Ok(_) => Err(for_good(Error::Setting {
-            name: "replica_url".to_owned(),
-            why: format!(
-                "{}: the store ignores If-None-Match, so nothing keeps two writers from overwriting one another: use a store that honours it, or set unfenced=true where there is certainly only one",
-                database.replica.url()
-            ),
-        })),
-        Err(error) => Err(error.into()),
-    }
+    Err(for_good(Error::Setting {
+        name: "replica_url".to_owned(),
+        why: format!(
+            "{}: the store ignores If-None-Match, so nothing keeps two writers from overwriting one another: use a store that honours it, or set unfenced=true where there is certainly only one",
+            replica.url()
+        ),
+    }))
 }
 
 /// Uploads what was committed so far.

@@ -519,6 +519,17 @@ impl Writer {
         Ok(())
     }
 
+    /// Notes durably that the replica holds all that was committed. Without that only the last file's presence would tell, once this process is
+    /// gone, and when others have written since, it may have been merged away.
+    pub(super) fn note(&self) -> Result<()> {
+        let mut inner = self.inner();
+        if inner.closed || inner.refused.is_some() || inner.uploaded < inner.commits {
+            return Ok(());
+        }
+        let base = inner.base;
+        inner.buffer.intend(base, None)
+    }
+
     /// An upload has failed: who waits is told.
     pub(super) fn failed(&self, error: &Error, for_good: bool) {
         let mut inner = self.inner();

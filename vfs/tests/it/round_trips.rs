@@ -1,5 +1,6 @@
 //! How many requests have to wait for each other: the depth, not the time, so that a slow machine fails nothing.
 
+use std::path::Path;
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use super::common::{QUIET, World, text};
 const LATENCY: Duration = Duration::from_millis(300);
 
 /// Nothing is polled, and the cache, which all tests share, has room for all of them.
-const ROOM: &str = "&poll_interval=1h&cache_size=4GiB";
+const ROOM: &str = "&cache_size=4GiB&poll_interval=1h";
 
 /// A database of 15 MB as a snapshot and so many transactions of a few rows.
 fn world(transactions: u32) -> World {
@@ -90,6 +91,51 @@ fn opening_3_files_and_looking_up_a_row_takes_5_round_trips() {
 fn opening_302_files_and_looking_up_a_row_takes_6_round_trips() {
     let _quiet = QUIET.write().unwrap_or_else(PoisonError::into_inner);
     opens_and_looks_up(302, 6);
+}
+
+/// Opens for writing, reads a row, changes another one and has that uploaded. How deep the requests for that lie, how deep before the
+/// upload, and what was put.
+fn writes_and_syncs(world: &World, folder: &Path, id: u32) -> (u64, u64, Vec<String>) {
+    let buffer = folder.join(format!("buffer-{id}"));
+    let more = format!("{ROOM}&write_enabled=1&sync_interval=1h&buffer_path={}", buffer.display());
+    world.server.reset_stats();
+    let connection = world.open(&more).unwrap();
+    let sql = format!("SELECT key || number FROM t0 WHERE id = {id}");
+    assert_eq!(text(&connection, &sql).unwrap(), text(&world.source, &sql).unwrap());
+    connection.execute(&format!("UPDATE t0 SET number = number + 1 WHERE id = {id} / 3"), []).unwrap();
+    let committed = world.server.stats().depth;
+    let lists = world.server.stats().count(Operation::ListObjectsV2);
+    text(&connection, "PRAGMA litestream_sync").unwrap();
+    let stats = world.server.stats();
+    assert_eq!(stats.count(Operation::ListObjectsV2), lists, "the open's own list is proof enough");
+    let puts = world.server.requests().into_iter().filter(|request| request.operation == Operation::PutObject);
+    (stats.depth, committed, puts.map(|request| request.key_or_prefix).collect())
+}
+
+fn opens_and_commits(files: u32, at_most: u64) {
+    let world = world(files - 1);
+    let folder = tempfile::tempdir().unwrap();
+    let rows = rows(&world);
+    for (round, puts) in [(1, 3), (2, 2)] {
+        let (depth, committed, put) = writes_and_syncs(&world, folder.path(), rows / (1 + round));
+        println!("{files} files: open to durable: depth {depth}, {committed} of it to the commit; {put:?}");
+        assert!(depth <= at_most && depth <= committed + 1, "{depth} round trips, {committed} to the commit");
+        // Who finds what the store is tried with only has to see that it cannot be put again.
+        assert_eq!(put.len(), puts, "{put:?}");
+        assert!(put[..puts - 1].iter().all(|key| key == "db/litestream-probe"), "{put:?}");
+    }
+}
+
+#[test]
+fn from_opening_3_files_to_the_first_durable_commit_it_takes_7_round_trips() {
+    let _quiet = QUIET.write().unwrap_or_else(PoisonError::into_inner);
+    opens_and_commits(3, 7);
+}
+
+#[test]
+fn from_opening_302_files_to_the_first_durable_commit_it_takes_8_round_trips() {
+    let _quiet = QUIET.write().unwrap_or_else(PoisonError::into_inner);
+    opens_and_commits(302, 8);
 }
 
 fn index_lookup(connection: &Connection, whole: u32) -> String {

@@ -646,6 +646,59 @@ fn child() {
     }
 }
 
+/// Writes, has that uploaded, and is idle from then on.
+#[test]
+#[ignore = "runs as a process of its own, started by others"]
+fn idle_child() {
+    let Ok(uri) = std::env::var("WRITING_TEST_URI") else { return };
+    register();
+    let writer = open_uri(&uri).unwrap();
+    writer.execute_batch(TABLE).unwrap();
+    sync(&writer);
+    writer.execute_batch("INSERT INTO t VALUES (1, 'idle')").unwrap();
+    println!("child: durable {}", sync(&writer));
+    loop {
+        std::thread::park();
+    }
+}
+
+#[test]
+fn rule_11_what_is_uploaded_is_not_missed_after_kill_9_when_others_have_gone_on() {
+    use std::io::{BufRead, BufReader};
+    let desk = Desk::new();
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "writing::idle_child", "--ignored", "--nocapture", "--test-threads=1"])
+        .env("WRITING_TEST_URI", desk.uri("buffer", BY_HAND))
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    assert!(output.any(|line| line.contains("child: durable 0000000000000002")));
+    let buffer = desk.folder.path().join("buffer");
+    eventually("the buffer to say that all is uploaded", || {
+        litestream_vfs::write::buffer::inspect(&buffer).unwrap().pending.is_empty()
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // Another takes over, and what would prove that the last file was ours is merged into others.
+    let last = format!("db/0000/{0:016x}-{0:016x}.ltx", 2);
+    let more = "&write_enabled=1&sync_interval=10ms&compaction_enabled=true&compaction_levels=100ms,1s&l0_retention=200ms&poll_interval=2s";
+    let other = desk.open("other", more);
+    let mut n = 1;
+    eventually("the file to be merged away", || {
+        n += 1;
+        other.execute("INSERT INTO t VALUES (?, 'other')", [n]).unwrap();
+        sync(&other);
+        !desk.server.keys(BUCKET).contains(&last)
+    });
+    other.close().unwrap();
+    let again = desk.writer();
+    again.execute_batch("INSERT INTO t VALUES (0, 'again')").unwrap();
+    sync(&again);
+    assert_eq!(text(&desk.restored(None), "SELECT count(*) FROM t").unwrap(), (n + 1).to_string());
+}
+
 /// Lets a child write for a while, kills it, and returns the last rows that were committed and durable.
 fn write_and_die(uri: &str, after: Duration) -> (i64, i64) {
     use std::io::{BufRead, BufReader};
@@ -730,14 +783,43 @@ fn rule_12_a_writer_that_slept_too_long_finds_out() {
 }
 
 #[test]
-fn rule_12_a_store_that_ignores_conditions_is_refused() {
-    let desk = Desk::with(S3Options { ignore_preconditions: true, ..S3Options::default() });
+fn rule_12_a_writer_that_slept_since_it_was_opened_finds_out() {
+    let desk = Desk::new();
     let writer = desk.writer();
     writer.execute_batch(TABLE).unwrap();
+    writer.close().unwrap();
+    let sleeper = desk.open("sleeper", &format!("{BY_HAND}&poll_interval=2s&fence_window=1s"));
+    sleeper.execute_batch("INSERT INTO t VALUES (100, 'sleeper')").unwrap();
+    let other = desk.open("other", &format!("{BY_HAND}&poll_interval=3s"));
+    for n in 0..4 {
+        other.execute("INSERT INTO t VALUES (?, 'other')", [n]).unwrap();
+        sync(&other);
+    }
+    let gone = format!("db/0000/{0:016x}-{0:016x}.ltx", 2);
+    assert!(desk.server.remove_object(BUCKET, &gone));
+    let started = Instant::now();
+    eventually("the window to pass", || started.elapsed() > Duration::from_millis(2_500));
+    let error = text(&sleeper, "PRAGMA litestream_sync").unwrap_err().to_string();
+    assert!(error.contains("fenced: transaction 0000000000000003 was written by writer "), "{error}");
+    assert!(!desk.server.keys(BUCKET).contains(&gone), "what was put too late is deleted");
+}
+
+#[test]
+fn rule_12_a_store_that_ignores_conditions_is_refused() {
+    let desk = Desk::with(S3Options { ignore_preconditions: true, ..S3Options::default() });
+    // Left behind when the store was another one.
+    desk.server.put_object(BUCKET, "db/litestream-probe", "first", &[]);
+    let writer = desk.writer();
+    // Committed or refused, as the answer comes.
+    let early = writer.execute_batch(TABLE).is_ok();
     let error = text(&writer, "PRAGMA litestream_sync").unwrap_err().to_string();
     assert!(error.contains("ignores If-None-Match") && error.contains("unfenced=true"), "{error}");
     drop(writer);
+    assert_eq!(desk.server.keys(BUCKET), [""; 0], "nothing may be put where another's file could be overwritten");
     let writer = desk.open("buffer", &format!("{BY_HAND}&unfenced=true&poll_interval=2s"));
+    if !early {
+        writer.execute_batch(TABLE).unwrap();
+    }
     assert_eq!(sync(&writer), "0000000000000001");
     assert!(desk.server.keys(BUCKET).iter().all(|key| !key.contains("probe")));
 }
