@@ -12,6 +12,7 @@ use crate::btree::Predictor;
 use crate::database::{Database, Shown};
 use crate::fetch::{Keep, Wanted, decode};
 use crate::hydration::{Attached, Hydration, Sessions};
+use crate::neighbours::{Neighbours, Shape};
 use crate::process::{self, Process};
 use crate::settings::{Parameters, Settings, WriteSettings};
 use crate::write::writer::{Transaction, Writer};
@@ -42,6 +43,7 @@ pub(crate) struct Connection {
     /// Whether it can never leave there: opened with `at=`, or a file that SQLite will not lock.
     fixed: Option<Fixed>,
     predictor: Predictor,
+    neighbours: Neighbours,
     page_1: Option<(u32, Bytes)>,
     /// How often SQLite has asked for bytes.
     reads: u64,
@@ -106,6 +108,7 @@ impl Connection {
             travelled,
             fixed,
             predictor: Predictor::default(),
+            neighbours: Neighbours::default(),
             page_1: None,
             reads: 0,
             local_reads: 0,
@@ -248,6 +251,7 @@ impl Connection {
     pub(crate) fn end(&mut self) {
         self.end_write();
         self.pinned = None;
+        self.neighbours.forget();
     }
 
     /// The file is closed: what was committed goes up, if it is the last one that writes.
@@ -421,8 +425,11 @@ impl Connection {
     /// Fetches what will be asked for next.
     fn guess(&mut self, shown: &Shown, pgno: Pgno, page: &Bytes) {
         self.guesses = self.guesses.saturating_sub(1);
-        if self.guesses == 0 && self.predictor.leaf_in_passing(pgno.get(), page) {
-            return;
+        if self.guesses == 0 {
+            self.neighbours.forget();
+            if self.predictor.leaf_in_passing(pgno.get(), page) {
+                return;
+            }
         }
         let (database, process) = (&self.database, self.database.process);
         let hydration = self.hydration.as_ref().map(|attached| &*attached.hydration);
@@ -450,15 +457,28 @@ impl Connection {
         }
         let wanted = Wanted { file: place.file.clone(), entry: place.frame };
         let fetcher = &self.database.process.fetcher;
+        let page_size = shown.view.page_size().get();
         if let Some(page) = fetcher.cached(&wanted) {
             fetcher.counters.hits.fetch_add(1, Ordering::Relaxed);
+            self.neighbours.read(pgno.get(), page_size);
             return Ok(Some(page));
         }
         self.guesses = GUESSES;
-        let (database, predictor) = (&self.database, &mut self.predictor);
+        let (database, predictor, neighbours) = (&self.database, &mut self.predictor, &mut self.neighbours);
         let in_memory = |page| in_memory(database, hydration, shown, page);
-        let ahead = || wanted_pages(hydration, shown, &predictor.before(pgno.get(), &in_memory));
-        fetcher.get(database.process, (&database.replica, &self.keep), &wanted, ahead, stop).map(Some)
+        let mut foreseen = true;
+        let ahead = || {
+            foreseen = false;
+            let mut pages = predictor.before(pgno.get(), &in_memory);
+            let room = (fetcher.room() / u64::from(page_size)).try_into().unwrap_or(u32::MAX);
+            pages.extend(neighbours.missed(pgno.get(), Shape { page_size, pages: shown.view.commit().0, room }));
+            wanted_pages(hydration, shown, &pages)
+        };
+        let page = fetcher.get(database.process, (&database.replica, &self.keep), &wanted, ahead, stop)?;
+        if foreseen {
+            self.neighbours.read(pgno.get(), page_size);
+        }
+        Ok(Some(page))
     }
 
     /// Answers a PRAGMA.

@@ -4,6 +4,7 @@
 //! - One request per frame, however many ask for it.
 //! - Frames that lie close together come in one ranged request; what is asked for now never waits for what may be asked for later:
 //!   prefetching has its own, bounded number of requests, and a demanded page is only joined with its nearest neighbours.
+//! - What lies between such frames comes along, and is kept while there is room: rows that go on in pages of their own have them there.
 //! - What has been fetched is offered to the local file that the database is pulled into, where there is one.
 //! - A demanded read that takes longer than most (an adaptive 95th percentile) is asked a second time, within a budget of one request in
 //!   twenty.
@@ -31,7 +32,7 @@ use crate::{Error, Result};
 
 /// How many requests may prefetch at once.
 const PREFETCHING: usize = 48;
-/// Up to so many bytes are read and thrown away rather than asking twice.
+/// Up to so many bytes are read that nobody has asked for, rather than asking twice.
 const GAP: u64 = 16 << 10;
 /// How much one request prefetches at most.
 const RANGE: u64 = 512 << 10;
@@ -146,6 +147,11 @@ impl Fetcher {
         self.cache.weight()
     }
 
+    /// How many bytes of pages may be fetched at once on a mere guess.
+    pub(crate) fn room(&self) -> u64 {
+        self.cache.capacity() / 4
+    }
+
     fn flights(&self) -> MutexGuard<'_, HashMap<Key, Arc<Flight<Landed>>>> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -231,11 +237,46 @@ impl Fetcher {
         }
         ours |= demand.is_none() && !new.is_empty();
         let key = demand.filter(|_| ours).map(Wanted::key);
-        for batch in batches(new, key) {
+        for mut batch in batches(new, key) {
+            self.take_along(&mut batch);
             let (this, replica, keep) = (self.clone(), replica.clone(), keep.clone());
             process.spawn(async move { this.run(&replica, batch, keep).await });
         }
         (demanded, ours)
+    }
+
+    /// Adds the frames that lie between those of a batch and so come with them: to ask for them again, each on its own, would be a pity.
+    /// Not where they would drive out what was asked for.
+    fn take_along(&self, batch: &mut Batch) {
+        if self.cache.weight() > self.cache.capacity() / 2 {
+            return;
+        }
+        let file = &batch.file;
+        let mut between = Vec::new();
+        for pair in batch.frames.windows(2) {
+            let ((before, _), (next, _)) = (&pair[0], &pair[1]);
+            if before.end() < next.offset
+                && let Some(at) = file.index.position(before.pgno)
+            {
+                between.extend(file.index.entries_from(at + 1).take_while(|entry| entry.offset < next.offset));
+            }
+        }
+        if between.is_empty() {
+            return;
+        }
+        let mut flights = self.flights();
+        for entry in between {
+            let wanted = Wanted { file: file.clone(), entry };
+            if self.cache.contains_key(&wanted.key()) || file.has_at_hand(&entry) {
+                continue;
+            }
+            if let Entry::Vacant(place) = flights.entry(wanted.key()) {
+                batch.frames.push((entry, place.insert(Arc::default()).clone()));
+                self.counters.prefetched.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        drop(flights);
+        batch.frames.sort_unstable_by_key(|(entry, _)| entry.offset);
     }
 
     async fn run(self: Arc<Self>, replica: &Replica, batch: Batch, keep: Keep) {

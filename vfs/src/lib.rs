@@ -29,6 +29,7 @@ pub mod ffi;
 mod flight;
 mod hydration;
 mod log;
+mod neighbours;
 mod process;
 mod settings;
 pub mod write;

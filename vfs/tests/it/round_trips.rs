@@ -207,3 +207,78 @@ fn a_scan_of_more_than_the_cache_holds_still_reads_ahead() {
     println!("{gets} requests\n{}", text(&connection, "PRAGMA litestream_stats").unwrap());
     assert!(gets < 1_000, "{gets} requests");
 }
+
+/// Depth and requests of a check of everything, on a connection that has read nothing yet.
+fn check(world: &World, pragma: &str, more: &str) -> (u64, u64) {
+    let connection = world.open(&(ROOM.to_owned() + more)).unwrap();
+    world.server.reset_stats();
+    assert_eq!(text(&connection, &format!("PRAGMA {pragma}")).unwrap(), "ok");
+    let stats = world.server.stats();
+    let gets = stats.count(Operation::GetObject);
+    println!("{pragma}: depth {}, {gets} requests, {} bytes", stats.depth, stats.bytes_out);
+    (stats.depth, gets)
+}
+
+#[test]
+fn a_check_of_15_mb_takes_few_round_trips() {
+    let _quiet = QUIET.write().unwrap_or_else(PoisonError::into_inner);
+    let world = world(2);
+    // Each on a database of its own, of which nothing is in memory yet.
+    for (pragma, own) in [("integrity_check", "&open_timeout=11s"), ("quick_check", "&open_timeout=12s")] {
+        let (depth, gets) = check(&world, pragma, own);
+        assert!(depth <= 40 && gets <= 200, "{pragma}: depth {depth}, {gets} requests");
+    }
+}
+
+/// A database of 12 MB of values that are far longer than a page. They were written in turns, so none lies in one piece.
+fn long_values() -> World {
+    let mut world = World::with(|path| {
+        let source = Connection::open(path).unwrap();
+        source.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF").unwrap();
+        for table in 0..2 {
+            source.execute_batch(&format!("CREATE TABLE t{table}(id INTEGER PRIMARY KEY, body)")).unwrap();
+        }
+        for id in 0..60 {
+            for table in 0..2 {
+                let sql = format!("INSERT INTO t{table} VALUES({id}, randomblob(100000 + {id}))");
+                source.execute_batch(&sql).unwrap();
+            }
+        }
+    });
+    world.put(Level::SNAPSHOT);
+    world.server.set_latency(LATENCY);
+    world
+}
+
+#[test]
+fn long_values_take_no_round_trip_a_page() {
+    let _quiet = QUIET.write().unwrap_or_else(PoisonError::into_inner);
+    let world = long_values();
+    let connection = world.open(&(ROOM.to_owned() + "&open_timeout=11s")).unwrap();
+    let sql = "SELECT group_concat(hex(substr(body, -9))) FROM t0";
+    let expected = text(&world.source, sql).unwrap();
+    let (depth, bytes) = cost(&world, || assert_eq!(text(&connection, sql).unwrap(), expected));
+    println!("60 values of 25 pages: depth {depth}, {bytes} bytes");
+    assert!(depth <= 60, "{depth} round trips");
+    let (depth, gets) = check(&world, "integrity_check", "&open_timeout=12s");
+    assert!(depth <= 60 && gets <= 200, "depth {depth}, {gets} requests");
+}
+
+#[test]
+fn lookups_that_lie_far_apart_fetch_little_else() {
+    let _quiet = QUIET.write().unwrap_or_else(PoisonError::into_inner);
+    let world = world(2);
+    world.server.set_latency(Duration::ZERO);
+    let connection = world.open(ROOM).unwrap();
+    text(&connection, "SELECT key FROM t0 WHERE id = 1").unwrap();
+    let rows = rows(&world);
+    connection.execute_batch("BEGIN").unwrap();
+    let (_, bytes) = cost(&world, || {
+        for part in 1..=20 {
+            let sql = format!("SELECT key || number FROM t0 WHERE id = {}", rows * part / 21);
+            assert_eq!(text(&connection, &sql).unwrap(), text(&world.source, &sql).unwrap());
+        }
+    });
+    println!("20 lookups in one transaction: {bytes} bytes");
+    assert!(bytes <= 256 << 10, "{bytes} bytes");
+}
