@@ -84,7 +84,10 @@ impl Connection {
         let (database, is_new) = Database::open(process, &settings)?;
         let never = || false;
         let travelled = match &settings.at {
-            Some(at) => Some(travel(&database, at, &never)?),
+            Some(at) => {
+                database.begun(&never)?;
+                Some(travel(&database, at, &never)?)
+            }
             None if settings.unlocked => Some(database.current(&never)?),
             None => None,
         };
@@ -129,7 +132,7 @@ impl Connection {
     /// A transaction begins: from here to [`Connection::end`] it sees one view.
     ///
     /// # Errors
-    /// [`Error::Interrupted`], [`Error::Forked`].
+    /// [`Error::Interrupted`], [`Error::Forked`], [`Error::Empty`].
     pub(crate) fn begin(&mut self, stop: &dyn Fn() -> bool) -> Result<()> {
         if self.is_inherited() {
             return Err(Error::Forked);

@@ -223,20 +223,17 @@ impl Database {
                 }
             });
         }
-        let started = Instant::now();
-        let found = loop {
-            match find(&replica, Target::Latest).await {
-                // Who may write begins the database.
-                Err(litestream_pageindex::Error::NoBackup { .. }) if settings.write_enabled => break None,
-                Err(litestream_pageindex::Error::NoBackup { url }) => {
-                    let waited = started.elapsed();
-                    if waited + settings.poll_interval > settings.open_timeout {
-                        return Err(Error::Empty { url, waited: settings.open_timeout });
-                    }
-                    tokio::time::sleep(settings.poll_interval).await;
-                }
-                found => break Some(found?),
+        let found = match find(&replica, Target::Latest).await {
+            // Who may write begins the database. Who only reads waits for that, where it can be interrupted: in the first transaction.
+            Err(litestream_pageindex::Error::NoBackup { .. })
+                if settings.write_enabled || !settings.open_timeout.is_zero() =>
+            {
+                None
             }
+            Err(litestream_pageindex::Error::NoBackup { url }) => {
+                return Err(Error::Empty { url, waited: Duration::ZERO });
+            }
+            found => Some(found?),
         };
         let database = Arc::new(Self {
             process,
@@ -403,6 +400,7 @@ impl Database {
         if self.is_written.load(Ordering::SeqCst) {
             return self.latest();
         }
+        self.begun(stop)?;
         let now = Instant::now();
         let wait = {
             let mut polling = lock(&self.polling);
@@ -430,6 +428,44 @@ impl Database {
             }
         }
         self.latest()
+    }
+
+    /// Waits until the replica holds something, at the longest for `open_timeout`.
+    ///
+    /// # Errors
+    /// [`Error::Empty`], [`Error::Interrupted`]; why it cannot be looked at or opened.
+    pub(crate) fn begun(self: &Arc<Self>, stop: &dyn Fn() -> bool) -> Result<()> {
+        if self.latest()?.view.txid() != Txid::ZERO {
+            return Ok(());
+        }
+        // Who is interrupted, or closed, waits no longer.
+        let waiting = Arc::new(());
+        let (database, waited_for) = (Arc::downgrade(self), Arc::downgrade(&waiting));
+        let (interval, most) = (self.settings.poll_interval, self.settings.open_timeout);
+        self.wait_for(stop, async move {
+            let started = Instant::now();
+            while waited_for.strong_count() > 0
+                && let Some(this) = database.upgrade()
+                && this.latest()?.view.txid() == Txid::ZERO
+                && !this.is_written.load(Ordering::SeqCst)
+            {
+                match find(&this.replica, Target::Latest).await {
+                    Err(litestream_pageindex::Error::NoBackup { url }) if started.elapsed() + interval > most => {
+                        return Err(Error::Empty { url, waited: most });
+                    }
+                    Err(litestream_pageindex::Error::NoBackup { .. }) => {}
+                    found => {
+                        let (plan, listing) = found?;
+                        this.publish(this.view_of(plan, listing, &[]).await?)?;
+                        lock(&this.polling).last_success = Some(Instant::now());
+                        break;
+                    }
+                }
+                drop(this);
+                tokio::time::sleep(interval).await;
+            }
+            Ok(())
+        })
     }
 
     /// Polls once an interval, as long as somebody reads.

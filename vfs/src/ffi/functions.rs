@@ -6,7 +6,7 @@ use std::ffi::{c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::api::{Context, ScalarFunction, Sqlite, Value, code};
-use super::{HOSTS, Host, MAX_HOSTS, METHODS, lock, opened};
+use super::{HOSTS, Host, MAX_HOSTS, METHODS, lock, opened, panicked, tell};
 use crate::connection::Pragma;
 use crate::process;
 
@@ -52,12 +52,18 @@ static CALLS: [ScalarFunction; MAX_HOSTS] =
     [call::<0>, call::<1>, call::<2>, call::<3>, call::<4>, call::<5>, call::<6>, call::<7>];
 
 unsafe extern "C" fn call<const HOST: usize>(context: *mut Context, count: c_int, values: *mut *mut Value) {
-    let _ = catch_unwind(AssertUnwindSafe(|| {
-        let host = lock(&HOSTS).get(HOST).copied();
-        let Some(host) = host else { return };
+    let host = lock(&HOSTS).get(HOST).copied();
+    let Some(host) = host else { return };
+    let answered = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: SQLite passes a context of its own and so many arguments; this function was defined with that host only.
         unsafe { answer(host, context, usize::try_from(count).unwrap_or(0), values) };
     }));
+    if let Err(panic) = answered {
+        let text = panicked(&*panic);
+        tell(&text);
+        // SAFETY: this is the function's call still, with its context.
+        unsafe { host.api.result_error(context, &text) };
+    }
 }
 
 /// # Safety
@@ -94,7 +100,7 @@ unsafe fn answer(host: &Host, context: *mut Context, count: usize, values: *mut 
             }
             Pragma::Answer(text) => api.result_text(context, &text),
             Pragma::Failed(error) => {
-                process::note_error(&error.to_string());
+                tell(&error.to_string());
                 api.result_error(context, &error.to_string());
             }
             Pragma::NotOurs => api.result_error(context, "unknown function"),

@@ -104,7 +104,7 @@ unsafe extern "C" fn x_write(file: *mut SqliteFile, from: *const c_void, len: c_
         match bytes.seek(SeekFrom::Start(offset)).and_then(|_| bytes.write_all(from)) {
             Ok(()) => code::OK,
             Err(error) => {
-                crate::process::note_error(&format!("cannot write a rollback journal: {error}"));
+                super::tell(&format!("cannot write a rollback journal: {error}"));
                 code::IOERR_WRITE
             }
         }

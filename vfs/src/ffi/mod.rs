@@ -10,7 +10,10 @@
 mod api;
 mod functions;
 mod journal;
+#[cfg(test)]
+mod tests;
 
+use std::any::Any;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::hash::{Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -229,10 +232,28 @@ unsafe fn host(table: *const c_void) -> Result<&'static Host, String> {
 
 /// Runs a callback; a panic becomes `failed`.
 fn guarded(failed: c_int, work: impl FnOnce() -> c_int) -> c_int {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-        process::note_error("a panic in the litestream VFS: this is a bug, please report it");
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        tell(&panicked(&*panic));
         failed
     })
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    let text = text.map(|text| format!(": {text}")).unwrap_or_default();
+    format!("a panic in the litestream VFS{text}: this is a bug, please report it")
+}
+
+/// Notes an error's text, and writes it to the error log of each SQLite of the process: SQLite itself shows only texts of its own.
+///
+/// Only for threads of the host's, since nobody knows what its log does.
+pub(crate) fn tell(text: &str) {
+    process::note_error(text);
+    // In a forked child the lock may be held by a thread that is not there.
+    let hosts = HOSTS.try_lock().map(|hosts| hosts.clone()).unwrap_or_default();
+    for host in hosts {
+        host.api.log(text);
+    }
 }
 
 /// The host of a VFS.
@@ -255,6 +276,8 @@ impl Open {
     /// Runs something on the connection, which may wait for the network as long as nobody interrupts it.
     fn with<T>(&self, work: impl FnOnce(&mut Connection, &dyn Fn() -> bool) -> T) -> T {
         let mut connection = lock(&self.connection);
+        #[cfg(test)]
+        tests::panic_if_told();
         // SAFETY: SQLite keeps the connection that uses the file here, and that runs on this thread.
         let interrupts = unsafe {
             let db = if self.db.is_null() { std::ptr::null_mut() } else { *self.db };
@@ -270,6 +293,8 @@ impl Open {
     /// `db` must be the connection on whose behalf this thread runs.
     unsafe fn with_db<T>(&self, db: *mut Sqlite, work: impl FnOnce(&mut Connection, &dyn Fn() -> bool) -> T) -> T {
         let mut connection = lock(&self.connection);
+        #[cfg(test)]
+        tests::panic_if_told();
         // SAFETY: as the caller promises.
         let interrupts = unsafe { self.host.api.interrupts(db) };
         work(&mut connection, &|| interrupts.any())
@@ -283,10 +308,11 @@ impl Open {
             Error::BusySnapshot => return code::BUSY_SNAPSHOT,
             _ => {}
         }
-        process::note_error(&error.to_string());
-        self.host.api.log(&error.to_string());
+        tell(&error.to_string());
         match error {
             Error::ReadOnly(_) => code::READONLY,
+            // As if it had been noticed when it was opened.
+            Error::Empty { .. } => code::CANTOPEN,
             _ => otherwise,
         }
     }
@@ -302,6 +328,8 @@ unsafe extern "C" fn x_open(
     // SAFETY: SQLite passes our VFS, room for our file, and a name that is null or fit for `sqlite3_uri_parameter`.
     guarded(code::CANTOPEN, || unsafe {
         (*file).methods = std::ptr::null();
+        #[cfg(test)]
+        tests::panic_if_told();
         let host = host_of(vfs);
         if flags & code::OPEN_TEMPORARY != 0 {
             return ((*host.default).open)(host.default, name, file, flags, out_flags);
@@ -329,8 +357,7 @@ unsafe extern "C" fn x_open(
                 code::OK
             }
             Err(error) => {
-                process::note_error(&error.to_string());
-                host.api.log(&error.to_string());
+                tell(&error.to_string());
                 code::CANTOPEN
             }
         }
@@ -361,6 +388,8 @@ unsafe extern "C" fn x_close(file: *mut SqliteFile) -> c_int {
         (*file).base.methods = std::ptr::null();
         let inherited = {
             let mut connection = lock(&open.connection);
+            #[cfg(test)]
+            tests::panic_if_told();
             connection.close();
             connection.is_inherited()
         };
@@ -441,14 +470,26 @@ unsafe extern "C" fn x_lock(file: *mut SqliteFile, level: c_int) -> c_int {
 }
 
 unsafe extern "C" fn x_unlock(file: *mut SqliteFile, level: c_int) -> c_int {
+    let unlock = |connection: &mut Connection| match level {
+        code::LOCK_NONE => connection.end(),
+        _ => connection.end_write(),
+    };
+    let mut done = false;
     // SAFETY: SQLite passes an open file of ours.
     guarded(code::OK, || unsafe {
-        opened(file).with(|connection, _| match level {
-            code::LOCK_NONE => connection.end(),
-            _ => connection.end_write(),
-        });
+        opened(file).with(|connection, _| unlock(connection));
+        done = true;
         code::OK
-    })
+    });
+    if !done {
+        // SQLite takes it for unlocked whatever is returned: what is left of the transaction must not show in the next one.
+        // SAFETY: as above.
+        guarded(code::OK, || unsafe {
+            unlock(&mut lock(&opened(file).connection));
+            code::OK
+        });
+    }
+    code::OK
 }
 
 unsafe extern "C" fn x_check_reserved_lock(file: *mut SqliteFile, held: *mut c_int) -> c_int {
@@ -505,7 +546,7 @@ unsafe fn pragma(open: &Open, arguments: *mut *mut c_char) -> c_int {
         Pragma::Answer(text) => (code::OK, text),
         Pragma::Failed(Error::Interrupted) => return code::INTERRUPT,
         Pragma::Failed(error) => {
-            process::note_error(&error.to_string());
+            tell(&error.to_string());
             (code::ERROR, error.to_string())
         }
     };
@@ -655,18 +696,4 @@ pub(crate) fn leaked(pointer: *mut process::Process) -> Option<&'static process:
 pub(crate) fn reclaim(pointer: *mut process::Process) -> process::Process {
     // SAFETY: `process` calls this with what `Box::into_raw` gave it and nobody else has seen.
     *unsafe { Box::from_raw(pointer) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rule_24_devices_are_powersafe_with_sectors_of_512_bytes() {
-        // SAFETY: neither looks at the file.
-        unsafe {
-            assert_eq!(x_sector_size(std::ptr::null_mut()), 512);
-            assert_eq!(x_device_characteristics(std::ptr::null_mut()), code::IOCAP_POWERSAFE_OVERWRITE);
-        }
-    }
 }

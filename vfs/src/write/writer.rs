@@ -21,7 +21,7 @@ use super::segment::{Segment, commit_frame, page_frame};
 use crate::database::{Database, Shown};
 use crate::flight::Flight;
 use crate::settings::WriteSettings;
-use crate::{Error, Result, process};
+use crate::{Error, Result, ffi};
 
 /// A segment that is longer than this gets no further transaction.
 const FULL: u64 = 4 << 20;
@@ -594,7 +594,7 @@ impl Writer {
                 }
             }
             Err(error) if inner.uploaded < inner.commits => {
-                process::note_error(&format!(
+                ffi::tell(&format!(
                     "{}: closed before all was uploaded ({error}); {} transactions are kept in {}, and go up when the database is opened for writing again",
                     database.replica.url(),
                     inner.commits - inner.uploaded,

@@ -170,6 +170,52 @@ def rule_06_a_failed_open_leaves_nothing_behind_and_says_why(extension, url):
 
 
 @test
+def rule_06_failed_opens_leave_threads_and_files_as_they_were(extension, url):
+    load(extension)
+    before = threads(), files()
+
+    def refused(there, more="", name="my.db"):
+        try:
+            connect(there, more, name)
+        except sqlite3.OperationalError as error:
+            assert "unable to open" in str(error), error
+            return
+        raise AssertionError(f"{there}{more} was opened")
+
+    # What is wrong with the settings is known before anything is started.
+    refused("s3://")
+    refused(url, "&poll_interval=soon")
+    assert (threads(), files()) == before, f"{before} became {(threads(), files())}"
+    connection = connect(url)
+    look(connection)
+    connection.close()
+    seen = []
+
+    def calm():
+        seen.append((threads(), len(files())))
+        return len(seen) > 100 and len(set(seen[-100:])) == 1
+
+    eventually("the process to be calm", calm, lambda: seen[-1])
+    first = seen[-1]
+    with tempfile.TemporaryDirectory() as folder:
+        foreign = os.path.join(folder, "foreign.db")
+        with open(foreign, "w") as file:
+            file.write("somebody's database")
+        for _ in range(10):
+            refused(url.replace("s3://", "s3://no-such-bucket-"))
+            refused(url, "&at=ffffffffffffffff")
+            refused(url, f"&hydration_path={quote(foreign)}")
+            refused(url, "&write_enabled=1&buffer_path=/proc/nowhere/buffer")
+        assert os.listdir(folder) == ["foreign.db"], os.listdir(folder)
+    gc.collect()
+    as_before = lambda: threads() <= first[0] and len(files()) <= first[1]
+    eventually(f"the process to be as before ({first})", as_before, lambda: (threads(), files()))
+    connection = connect(url)
+    look(connection)
+    connection.close()
+
+
+@test
 def an_extension_can_be_loaded_into_a_connection_of_ours(extension, url):
     load(extension)
     connection = connect(url)

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod common;
+mod edges;
 mod hydration;
 mod round_trips;
 mod rules;

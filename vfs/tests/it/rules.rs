@@ -343,11 +343,21 @@ fn fastrand_like(seed: u64) -> impl FnMut() -> u64 {
 fn rule_06_an_empty_replica_is_waited_for_as_long_as_told() {
     let mut world = World::empty();
     let started = Instant::now();
-    let error = world.open("&open_timeout=300ms&poll_interval=50ms").unwrap_err();
+    let empty = world.open("&open_timeout=300ms&poll_interval=50ms").unwrap();
+    let error = text(&empty, "SELECT 1 FROM sqlite_schema").unwrap_err();
     assert!(error.to_string().contains("unable to open"), "{error}");
     assert!(started.elapsed() >= Duration::from_millis(200) && started.elapsed() < Duration::from_secs(8));
     let why = text(&Connection::open_in_memory().unwrap(), "SELECT litestream_error()").unwrap();
     assert!(why.contains("empty") && why.contains("0.3 s"), "{why}");
+    // Who cannot wait, or would have to look at what is not there, is told at once or when the time is up.
+    for more in [
+        "&open_timeout=0s",
+        "&open_timeout=200ms&poll_interval=50ms&at=latest",
+        "&open_timeout=200ms&poll_interval=50ms&immutable=1",
+    ] {
+        let error = world.open(more).unwrap_err();
+        assert!(error.to_string().contains("unable to open"), "{more}: {error}");
+    }
     // What comes meanwhile is found.
     let uri = world.uri("&open_timeout=20s&poll_interval=50ms");
     std::thread::scope(|scope| {
