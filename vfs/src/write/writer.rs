@@ -285,7 +285,8 @@ impl Writer {
         if let (Some(deadline), Some(oldest)) = (self.settings.sync_deadline, inner.oldest)
             && oldest.elapsed() > deadline
         {
-            let why = inner.trouble.as_ref().map_or_else(|| "the store has not answered yet".to_owned(), ToString::to_string);
+            let why =
+                inner.trouble.as_ref().map_or_else(|| "the store has not answered yet".to_owned(), ToString::to_string);
             return Err(Error::Deadline { behind: oldest.elapsed(), why });
         }
         Ok(())
