@@ -10,8 +10,8 @@ use ltx::{Commit, IndexEntry, PageSize, Pgno, Timestamp, Txid};
 
 use crate::{Error, OpenFile, Plan, Result, Spill, open_file};
 
-/// How many files are opened at once.
-const OPEN_AT_ONCE: usize = 256;
+/// How many files are opened at once: all, where level 0 holds the five minutes that it is kept for, with a file a second.
+const OPEN_AT_ONCE: usize = 384;
 
 /// A database at one TXID. Immutable; meant to be shared as `Arc<View>`.
 #[derive(Clone, Debug)]

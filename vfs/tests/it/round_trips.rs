@@ -11,9 +11,8 @@ use rusqlite::Connection;
 
 use super::common::{QUIET, World, text};
 
-/// What the store takes for each request. A debug build on a busy machine takes a while to send what it sends together, and what it sends after
-/// the first answer counts as a further round trip.
-const LATENCY: Duration = Duration::from_millis(300);
+/// For how long nothing may have been asked before the store answers: what is sent together is answered together, however slow the machine is.
+const QUIET_FOR: Duration = Duration::from_millis(300);
 
 /// Nothing is polled, and the cache, which all tests share, has room for all of them.
 const ROOM: &str = "&cache_size=4GiB&poll_interval=1h";
@@ -41,7 +40,7 @@ fn world(transactions: u32) -> World {
         let id = (u64::from(number) * 7919) % 5000;
         world.commit(&format!("UPDATE t0 SET number = number + 1 WHERE id IN ({id}, {id} + 1, {id} + 2)"));
     }
-    world.server.set_latency(LATENCY);
+    world.server.set_quiet(QUIET_FOR);
     world.server.reset_stats();
     world
 }
@@ -246,7 +245,7 @@ fn long_values() -> World {
         }
     });
     world.put(Level::SNAPSHOT);
-    world.server.set_latency(LATENCY);
+    world.server.set_quiet(QUIET_FOR);
     world
 }
 
@@ -268,7 +267,7 @@ fn long_values_take_no_round_trip_a_page() {
 fn lookups_that_lie_far_apart_fetch_little_else() {
     let _quiet = QUIET.write().unwrap_or_else(PoisonError::into_inner);
     let world = world(2);
-    world.server.set_latency(Duration::ZERO);
+    world.server.set_quiet(Duration::ZERO);
     let connection = world.open(ROOM).unwrap();
     text(&connection, "SELECT key FROM t0 WHERE id = 1").unwrap();
     let rows = rows(&world);

@@ -163,13 +163,19 @@ pub(crate) fn scratch() -> Result<tempfile::TempDir> {
 /// Builds our `litestream`, in the profile that this program was built in.
 pub(crate) fn build_ours() -> Result<PathBuf> {
     let (profile, folder) = if cfg!(debug_assertions) { ("dev", "debug") } else { ("release", "release") };
-    eprintln!("xtask: building litestream ({folder})");
+    build(profile)?;
+    Ok(target_dir()?.join(folder).join("litestream"))
+}
+
+/// Builds what we ship, all of it: built one by one, the same libraries would be built again for each.
+pub(super) fn build(profile: &str) -> Result<()> {
+    eprintln!("xtask: building litestream and its extension ({profile})");
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
     build.current_dir(env!("CARGO_MANIFEST_DIR"));
-    build.args(["build", "--quiet", "--package", "litestream", "--profile", profile]);
+    build.args(["build", "--quiet", "--package", "litestream", "--package", "litestream-vfs", "--profile", profile]);
     crate::process::run("cargo build", &mut build)?;
-    Ok(target_dir()?.join(folder).join("litestream"))
+    Ok(())
 }
 
 /// `litestream restore`, ours, none of the caller's settings in its environment. `-o` and the URL are still to be given.

@@ -24,6 +24,8 @@ const END: &str = "-- end of answer --";
 const LARGE_DATABASE: u64 = 1_000_000_000;
 /// The most memory of a process that has opened a database, in MB: 30, and the index of 1 GB at 4 bytes a page of 4 KiB.
 const RSS: f64 = 31.0;
+/// The same where 300 small files are kept whole, so that what deletes them does not matter.
+const RSS_WITH_FILES: f64 = 36.0;
 const THREADS: u32 = 16;
 /// How many point reads a warm run makes.
 pub(super) const WARM_READS: u32 = 200_000;
@@ -43,12 +45,7 @@ pub(super) fn run(report: &mut Report, large: bool) -> Result<()> {
 
 /// Builds the extension in the profile that this program was built in.
 pub(super) fn build_extension() -> Result<PathBuf> {
-    eprintln!("xtask: building the extension (release)");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut build = Command::new(cargo);
-    build.current_dir(env!("CARGO_MANIFEST_DIR"));
-    build.args(["build", "--quiet", "--package", "litestream-vfs", "--release"]);
-    crate::process::run("cargo build", &mut build)?;
+    subject::build("release")?;
     Ok(subject::target_dir()?.join("release/liblitestream_vfs.so"))
 }
 
@@ -150,7 +147,12 @@ fn remote(report: &mut Report, bench: &'static str, files: u32, ours: &Path, the
             });
             if contestant == 0 && number == 0 {
                 let memory = of(|cost| cost.memory).unwrap_or(0) as f64 / 1e6;
-                report.at_most(bench, "RSS of sqlite3 after open, MB (with the index)", memory, RSS);
+                report.at_most(
+                    bench,
+                    "RSS of sqlite3 after open, MB (with the index)",
+                    memory,
+                    if files == 302 { RSS_WITH_FILES } else { RSS },
+                );
             }
         }
     }
