@@ -38,7 +38,7 @@ use crate::{Error, Result, process};
 
 /// Longer files are made on disk.
 const IN_MEMORY: usize = 32 << 20;
-/// After so many uploads it is looked whether older files have been merged.
+/// After so many uploads, at least, it is looked whether older files have been merged.
 const MANY_FILES: usize = 300;
 /// How long nothing must have been committed before it is noted that all is uploaded: a write and a sync that no commit shall wait for.
 const IDLE: Duration = Duration::from_secs(1);
@@ -311,7 +311,7 @@ async fn run(writer: Arc<Writer>, database: Weak<Database>) {
                 }
                 noted = false;
                 let files = database.latest().map_or(0, |shown| shown.view.files().len());
-                if files >= renewed + MANY_FILES {
+                if is_worth_a_look(files, renewed) {
                     // Others will have been merged: a shorter list is as good.
                     if let Err(error) = Box::pin(database.renew()).await {
                         tracing::warn!(%error, "cannot look for merged files");
@@ -331,6 +331,13 @@ async fn run(writer: Arc<Writer>, database: Weak<Database>) {
             }
         }
     }
+}
+
+/// Whether to look for merged files, with so many and with so many left after the last look. Where nobody merges any, a look brings nothing and
+/// lists all of them: then each has to wait for half as many more, so that all looks together cost no more than a few listings of the whole.
+const fn is_worth_a_look(files: usize, left: usize) -> bool {
+    let more = if left / 2 > MANY_FILES { left / 2 } else { MANY_FILES };
+    files >= left + more
 }
 
 /// Why an upload failed, and whether it makes sense to try again.
@@ -536,4 +543,23 @@ impl Sealed {
 /// Runs what blocks on a thread where it may.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(Error::Worker(error.to_string())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_for_merged_files_grow_rare_where_there_are_none() {
+        let (mut left, mut looks, mut listed) = (0, 0, 0);
+        let uploads = 1_000_000;
+        for files in 1..=uploads {
+            if is_worth_a_look(files, left) {
+                (left, looks, listed) = (files, looks + 1, listed + files);
+            }
+        }
+        assert!(looks < 30 && listed < 4 * uploads, "{looks} looks at {listed} files");
+        // Where there are, what is left is short, and the next look comes as soon as after the first.
+        assert!(!is_worth_a_look(10 + MANY_FILES - 1, 10) && is_worth_a_look(10 + MANY_FILES, 10));
+    }
 }
