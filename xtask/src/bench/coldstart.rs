@@ -1,21 +1,25 @@
 //! From a process's start to its first durable write, beside Litestream's extension and beside "restore, then open"; and hydration.
 //!
 //! Each round is a `sqlite3` of its own with a new write buffer, and finds the replica as the rounds before found it. It loads the extension and
-//! opens the database, reads a row by its key, changes another row under `synchronous=FULL`, and has that uploaded. What a step costs is what
+//! opens the database, reads a row by its key, changes another row under `synchronous=FULL`, and has that uploaded. Both rows lie on pages of the
+//! snapshot that no small file holds, and that are far from each other. What a step costs is what
 //! came since the step before, as the server has counted it: what was fetched ahead meanwhile is in there. Litestream cannot be asked to
 //! upload: it is told to do so every 10 ms, and what it commits counts as durable once the server has answered its PUT.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use litestream_fixtures::s3::{Operation, S3Options, S3Server, Stats};
-use litestream_pageindex::Target;
+use litestream_pageindex::{Target, View};
 use litestream_storage::FileInfo;
+use ltx::Pgno;
 use rusqlite::Connection;
 
 use super::child;
@@ -160,15 +164,18 @@ impl Replicated {
         let server = S3Server::start(S3Options::default()).context("cannot start the embedded S3 server")?;
         let folder = subject::scratch()?;
         let source = folder.path().join("source.db");
-        tokio::runtime::Runtime::new()?.block_on(async {
+        let view = tokio::runtime::Runtime::new()?.block_on(async {
             let replica = subject::replica_on(&server).await?;
             let mut subject = Subject::new(&source, megabytes << 20, Work::Anywhere(8))?;
             subject.put_snapshot(&replica).await?;
-            subject.put_transactions(&replica, files - 1).await
+            subject.put_transactions(&replica, files - 1).await?;
+            let plan = litestream_pageindex::find(&replica, Target::Latest).await?.0;
+            anyhow::Ok(View::open(&replica, &plan, &[], &Arc::default()).await?)
         })?;
         let truth = Connection::open(&source)?;
         let rows: u32 = truth.query_row("SELECT max(id) FROM t0", [], |row| row.get(0))?;
-        let (point, other) = (rows / 3, rows / 3 * 2);
+        let (point, other) = (far_row(&truth, &view, rows / 3)?, far_row(&truth, &view, rows / 3 * 2)?);
+        ensure!(point < other, "no two rows lie apart from what comes with the open");
         let read = format!("SELECT key || number FROM t0 WHERE id = {point}");
         let answer = truth.query_row(&read, [], |row| row.get(0))?;
         let number: i64 = truth.query_row("SELECT number FROM t0 WHERE id = ?1", [other], |row| row.get(0))?;
@@ -345,6 +352,24 @@ impl Replicated {
         }
         Ok(std::fs::remove_dir_all(folder)?)
     }
+}
+
+/// A row from this one on that nobody gets for nothing: in its newest version its page lies in the snapshot, not in a small file that comes whole.
+fn far_row(truth: &Connection, view: &View, from: u32) -> Result<u32> {
+    let small: HashSet<u32> = view.overlaid().map(Pgno::get).collect();
+    // In the order of the tree, which is that of the rows: none was ever deleted, so the first leaf has the first `ncell` ids, and so on.
+    let mut leaves = truth
+        .prepare("SELECT pageno, ncell FROM dbstat WHERE name = 't0' AND pagetype = 'leaf' ORDER BY path")
+        .context("cannot ask for the table's pages")?;
+    let mut last = 0;
+    for leaf in leaves.query_map([], |row| Ok((row.get::<_, u32>(0)?, row.get::<_, u32>(1)?)))? {
+        let (page, rows) = leaf?;
+        last += rows;
+        if last >= from && !small.contains(&page) {
+            return Ok(last);
+        }
+    }
+    anyhow::bail!("from row {from} on there is none whose page lies in the snapshot")
 }
 
 /// A row for each step, of what it took beyond the one before, and one for all. Gives the median time from the start to each step.
