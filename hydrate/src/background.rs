@@ -31,7 +31,7 @@ use crate::{Error, Result};
 /// About how many bytes one request reads.
 const SPAN: u64 = 2 << 20;
 /// How many requests, or pieces of memory to decode, are under way at once; together with [`SPAN`] that bounds the memory.
-const AT_ONCE: usize = 6;
+const AT_ONCE: usize = 12;
 /// Up to so many bytes are read and thrown away rather than asking twice.
 const GAP: u64 = 64 << 10;
 /// How often at most it is noted that the file is complete at a newer TXID.

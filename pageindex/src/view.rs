@@ -41,11 +41,35 @@ impl View {
     /// # Errors
     /// As the store says, [`Error::Format`], [`Error::PageSizeChanged`], [`Error::Deleted`].
     pub async fn open(replica: &Replica, plan: &Plan, known: &[Arc<OpenFile>], spill: &Arc<Spill>) -> Result<Self> {
+        Self::open_showing(replica, plan, known, spill, |_| ()).await
+    }
+
+    /// As [`View::open`]. The oldest file, which most pages lie in, is asked for first, and if it is not known it is shown once it has come, while
+    /// the others may still be on their way.
+    ///
+    /// # Errors
+    /// As [`View::open`].
+    pub async fn open_showing(
+        replica: &Replica,
+        plan: &Plan,
+        known: &[Arc<OpenFile>],
+        spill: &Arc<Spill>,
+        oldest: impl FnOnce(&Arc<OpenFile>),
+    ) -> Result<Self> {
         let known: HashMap<&str, &Arc<OpenFile>> = known.iter().map(|file| (file.info.key(), file)).collect();
+        let find = |file: &FileInfo| known.get(file.key()).filter(|known| is_same(&known.info, file)).copied().cloned();
+        let Some((base, newer)) = plan.files.split_first() else { return Self::of(Vec::new()) };
+        let base = async {
+            if let Some(file) = find(base) {
+                return Ok(file);
+            }
+            let file = Arc::new(open_file(replica, base).await?);
+            oldest(&file);
+            Ok::<_, Error>(file)
+        };
         // Newest first, so that what goes from memory again, once its share is used up, is the oldest.
-        let newest_first = plan.files.iter().rev().cloned().map(|file| {
-            let known = known.get(file.key()).filter(|known| is_same(&known.info, &file)).copied().cloned();
-            let replica = replica.clone();
+        let newest_first = newer.iter().rev().cloned().map(|file| {
+            let (known, replica) = (find(&file), replica.clone());
             async move {
                 match known {
                     Some(known) => Ok(known),
@@ -53,13 +77,19 @@ impl View {
                 }
             }
         });
-        let mut opens = stream::iter(newest_first.collect::<Vec<_>>()).buffered(OPEN_AT_ONCE);
-        let (mut files, mut share) = (Vec::with_capacity(plan.files.len()), spill.share());
-        while let Some(file) = opens.next().await {
-            let mut file = file?;
-            spill.keep(&mut share, &mut file).await;
-            files.push(file);
-        }
+        let newer = async {
+            let mut opens = stream::iter(newest_first.collect::<Vec<_>>()).buffered(OPEN_AT_ONCE);
+            let (mut files, mut share) = (Vec::with_capacity(plan.files.len()), spill.share());
+            while let Some(file) = opens.next().await {
+                let mut file = file?;
+                spill.keep(&mut share, &mut file).await;
+                files.push(file);
+            }
+            Ok((files, share))
+        };
+        let (mut base, (mut files, mut share)) = futures::try_join!(base, newer)?;
+        spill.keep(&mut share, &mut base).await;
+        files.push(base);
         files.reverse();
         Self::of(files)
     }

@@ -500,6 +500,24 @@ impl<'a> TreePage<'a> {
     }
 }
 
+/// The pages right below the roots of trees, as far as `at_hand` has the roots and the schema, at most so many in all: trees with too many of
+/// them are left out. A lookup in a deep tree has to fetch one of them before it knows its leaf.
+pub(crate) fn below_roots(at_hand: &Peek<'_>, most: usize) -> Vec<u32> {
+    let mut below = Vec::new();
+    let Some(schema) = at_hand(1) else { return below };
+    let Some(tree) = TreePage::parse(&schema, 1).filter(|tree| tree.is_table && tree.is_leaf) else { return below };
+    for at in tree.cells() {
+        let Some((_, _, root)) = schema_row(&schema, at) else { continue };
+        let Some(page) = at_hand(root) else { continue };
+        let Some(root) = TreePage::parse(&page, root).filter(|root| !root.is_leaf) else { continue };
+        let (children, _) = root.children();
+        if below.len() + children.len() <= most {
+            below.extend(children);
+        }
+    }
+    below
+}
+
 /// Kind, table name and root page of a row of the schema table.
 fn schema_row(page: &[u8], cell: usize) -> Option<(&[u8], &[u8], u32)> {
     let (_, at) = varint(page, cell)?;
