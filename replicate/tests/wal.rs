@@ -1,5 +1,6 @@
 //! The log and its index are read as SQLite reads them: against a naive model, against logs that SQLite wrote, and against garbage.
 #![allow(clippy::unwrap_used)]
+#![expect(clippy::disallowed_methods, reason = "no other connection depends on the locks of these databases")]
 
 use std::path::Path;
 

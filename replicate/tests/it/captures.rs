@@ -1,0 +1,256 @@
+//! After every pass, all files in order are the database.
+
+use litestream_replicate::{Capture, Error};
+use ltx::{Decoder, PageSize};
+use rusqlite::Connection;
+
+use crate::common::{World, beside, checkpoint, connect, insert, read};
+
+/// One change of an application. What is vacuumed, grown and shrunk matters more than what is written.
+fn change(database: &Connection, random: &mut fastrand::Rng, page_size: u32) {
+    let scale = (page_size / 4).clamp(200, 3000);
+    match random.u32(0..14) {
+        0..=4 => insert(database, random.u32(1..30), random.u32(1..scale)),
+        5 => insert(database, 1, random.u32(1..20 * scale)),
+        6 | 7 => {
+            let sql = "UPDATE t SET body = randomblob(length(body) + 7) WHERE id % 5 = ?1";
+            database.execute(sql, [random.u32(0..5)]).unwrap();
+        }
+        8 | 9 => {
+            database.execute("DELETE FROM t WHERE id % 3 = ?1", [random.u32(0..3)]).unwrap();
+        }
+        10 => {
+            database.execute("DELETE FROM t", []).unwrap();
+        }
+        11 => database.execute_batch("VACUUM").unwrap(),
+        12 => database.execute_batch(&format!("PRAGMA incremental_vacuum({})", random.u32(1..20))).unwrap(),
+        _ => database.execute_batch("CREATE TABLE u AS SELECT * FROM t; DROP TABLE u").unwrap(),
+    }
+}
+
+#[test]
+fn whatever_is_written_in_every_page_size() {
+    for (number, page_size) in (0..).zip(PageSize::ALL) {
+        for auto_vacuum in ["NONE", "FULL", "INCREMENTAL"] {
+            let mut random = fastrand::Rng::with_seed(number);
+            let (mut world, database) = World::with(page_size.get(), auto_vacuum);
+            database.pragma_update(None, "secure_delete", "OFF").unwrap();
+            insert(&database, 20, 2000);
+            let mut capture = world.start();
+            world.replica.check(&database);
+            for _ in 0..25 {
+                for _ in 0..random.u32(1..4) {
+                    change(&database, &mut random, page_size.get());
+                    if random.u8(0..4) == 0 {
+                        world.replica.take(capture.pass().unwrap());
+                        checkpoint(&database, ["PASSIVE", "PASSIVE", "RESTART", "TRUNCATE"][random.usize(0..4)]);
+                    }
+                }
+                world.pass(&mut capture, &database);
+            }
+            assert_eq!(capture.snapshots(), 1, "{page_size} {auto_vacuum}: one snapshot, at the start");
+            world.replica.take(capture.stop().unwrap());
+            world.replica.check(&database);
+        }
+    }
+}
+
+/// The application's own checkpoints, of every kind, begin the log anew again and again, and wait for nobody.
+#[test]
+fn logs_that_begin_anew() {
+    for kind in ["PASSIVE", "FULL", "RESTART", "TRUNCATE"] {
+        let (mut world, database) = World::with_database(4096);
+        let mut capture = world.start();
+        let mut seen = std::collections::HashSet::new();
+        for _ in 0..20 {
+            insert(&database, 10, 1000);
+            seen.insert(world.salts());
+            world.pass(&mut capture, &database);
+            let (_, frames, copied) = checkpoint(&database, kind);
+            assert_eq!(frames, copied, "{kind}: a hold of ours keeps nothing out of the file");
+            // Now all is in the file: the hold becomes one that lets the log begin anew.
+            world.pass(&mut capture, &database);
+            let (done, ..) = checkpoint(&database, kind);
+            assert!(done, "{kind}");
+            seen.insert(world.salts());
+        }
+        assert!(seen.len() >= 10, "{kind}: {} logs", seen.len());
+        assert_eq!(capture.snapshots(), 1, "{kind}");
+    }
+}
+
+/// What grew and was never written: SQLite leaves pages out of the log that lay on the free list.
+#[test]
+fn sparse_growth() {
+    for in_file in [false, true] {
+        let (mut world, database) = World::with_database(1024);
+        database.pragma_update(None, "secure_delete", "OFF").unwrap();
+        let mut capture = world.start();
+        let commit = |world: &World| world.replica.image.len() / 1024;
+        let small = commit(&world);
+        // Grown and freed again in one transaction: most of the pages never reach the log.
+        database.execute_batch("BEGIN").unwrap();
+        insert(&database, 100, 3000);
+        database.execute_batch("DELETE FROM t; COMMIT").unwrap();
+        if in_file {
+            checkpoint(&database, "PASSIVE");
+        }
+        world.pass(&mut capture, &database);
+        assert!(commit(&world) > small + 200);
+        // The whole file again, from what was captured.
+        insert(&database, 3, 900);
+        world.pass(&mut capture, &database);
+        assert_eq!(capture.snapshots(), 1);
+    }
+}
+
+/// Between two passes a database shrinks, a checkpoint cuts its file, and it grows again over the hole.
+#[test]
+fn shrinking_and_growing_again_in_one_pass() {
+    let (mut world, database) = World::with_database(1024);
+    database.pragma_update(None, "secure_delete", "OFF").unwrap();
+    insert(&database, 100, 3000);
+    let mut capture = world.start();
+    insert(&database, 10, 3000);
+    world.pass(&mut capture, &database);
+    checkpoint(&database, "PASSIVE");
+    world.pass(&mut capture, &database);
+    database.execute_batch("DELETE FROM t; VACUUM").unwrap();
+    database.execute_batch("BEGIN").unwrap();
+    insert(&database, 100, 3000);
+    database.execute_batch("DELETE FROM t; COMMIT").unwrap();
+    world.pass(&mut capture, &database);
+    checkpoint(&database, "TRUNCATE");
+    world.pass(&mut capture, &database);
+    insert(&database, 300, 3000);
+    world.pass(&mut capture, &database);
+    assert_eq!(capture.snapshots(), 1);
+}
+
+/// The page at 1 GiB is in no file, and what lies beyond it is in its place.
+#[test]
+fn the_lock_page() {
+    let page_size = 65536_u32;
+    let lock_page = PageSize::MAX.lock_page().get();
+    let (mut world, database) = World::with_database(page_size);
+    checkpoint(&database, "TRUNCATE");
+    drop(database);
+    // A database that ends right before 1 GiB. Nobody has it open: its header is changed by hand, and the file grows by a hole.
+    let _ = std::fs::remove_file(beside(&world.path, "-shm"));
+    grow(&world.path, u64::from(page_size), lock_page - 2);
+    let database = connect(&world.path);
+    let (mut capture, staged) = Capture::start(world.settings(), world.clock(), &mut world.replica).unwrap();
+    assert_eq!((staged[0].commit.0, staged[0].pages), (lock_page - 2, lock_page - 2));
+    insert(&database, 1, page_size * 4);
+    let staged = capture.pass().unwrap();
+    let commit: u32 = database.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
+    assert!(commit > lock_page + 1);
+    assert_eq!(staged[0].commit.0, commit);
+    let bytes = read(&staged[0].path);
+    let mut decoder = Decoder::new(bytes.as_slice()).unwrap();
+    let mut page = vec![0; page_size as usize];
+    let mut pages = Vec::new();
+    while let Some(pgno) = decoder.next_page(&mut page).unwrap() {
+        pages.push(pgno.get());
+    }
+    assert!(!pages.contains(&lock_page));
+    let grown: Vec<_> = (lock_page - 1..=commit).filter(|page| *page != lock_page).collect();
+    assert_eq!(pages[pages.len() - grown.len()..], grown, "all that growth added");
+    drop(capture);
+    // And in a snapshot.
+    std::fs::remove_dir_all(world.own("")).unwrap();
+    let (_capture, staged) = Capture::start(world.settings(), world.clock(), &mut world.replica).unwrap();
+    assert_eq!((staged[0].commit.0, staged[0].pages), (commit, commit - 1));
+    assert!(staged[0].complete);
+}
+
+#[expect(clippy::disallowed_methods, reason = "nobody has it open")]
+fn grow(path: &std::path::Path, page_size: u64, pages: u32) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(&pages.to_be_bytes(), 28).unwrap();
+    file.set_len(page_size * u64::from(pages)).unwrap();
+}
+
+/// A long stretch becomes several files, each of which ends with a transaction.
+#[test]
+fn a_pass_is_cut_where_transactions_end() {
+    let (mut world, database) = World::with_database(4096);
+    let mut settings = world.settings();
+    settings.cut = 100_000;
+    let mut capture = world.start_with(settings);
+    for _ in 0..20 {
+        insert(&database, 10, 4000);
+    }
+    insert(&database, 200, 4000);
+    let before = world.replica.files;
+    world.pass(&mut capture, &database);
+    let files = world.replica.files - before;
+    assert!((4..20).contains(&files), "{files} files");
+    // A transaction is never cut.
+    database.execute_batch("BEGIN").unwrap();
+    for _ in 0..20 {
+        insert(&database, 10, 4000);
+    }
+    database.execute_batch("COMMIT").unwrap();
+    let before = world.replica.files;
+    world.pass(&mut capture, &database);
+    assert_eq!(world.replica.files - before, 1);
+    // What is stopped in the middle goes on there.
+    drop(capture);
+    insert(&database, 1, 10);
+    let capture = world.start();
+    world.replica.check(&database);
+    assert_eq!(capture.snapshots(), 0);
+    drop(capture);
+}
+
+#[test]
+fn nothing_new_is_no_file() {
+    let (mut world, database) = World::with_database(4096);
+    let mut capture = world.start();
+    for _ in 0..5 {
+        assert_eq!(capture.pass().unwrap(), []);
+    }
+    database.execute_batch("BEGIN; INSERT INTO t (body) VALUES (1); ROLLBACK").unwrap();
+    database.execute_batch("BEGIN IMMEDIATE; COMMIT").unwrap();
+    assert_eq!(capture.pass().unwrap(), []);
+    for kind in ["PASSIVE", "FULL", "RESTART", "TRUNCATE"] {
+        checkpoint(&database, kind);
+        assert_eq!(capture.pass().unwrap(), [], "{kind}");
+    }
+    insert(&database, 1, 1);
+    assert_eq!(capture.pass().unwrap().len(), 1);
+}
+
+/// An open transaction is in the log, and not in the file.
+#[test]
+fn what_is_not_committed_is_not_captured() {
+    let (mut world, database) = World::with_database(512);
+    let mut capture = world.start();
+    let other = world.connect();
+    database.execute_batch("PRAGMA cache_size=2; BEGIN").unwrap();
+    insert(&database, 200, 400);
+    assert!(read(&world.wal()).len() > 50_000, "it has spilled");
+    world.pass(&mut capture, &other);
+    database.execute_batch("ROLLBACK").unwrap();
+    world.pass(&mut capture, &other);
+    insert(&other, 3, 400);
+    world.pass(&mut capture, &database);
+    assert_eq!(capture.snapshots(), 1);
+}
+
+#[test]
+fn a_database_that_is_not_in_wal_mode_is_refused() {
+    let mut world = World::new();
+    let database = Connection::open(&world.path).unwrap();
+    database.execute_batch("CREATE TABLE t (a)").unwrap();
+    let error = Capture::start(world.settings(), world.clock(), &mut world.replica).unwrap_err();
+    assert!(matches!(error, Error::NotWal(_)), "{error}");
+    assert!(error.to_string().ends_with("is not in WAL mode; run PRAGMA journal_mode=WAL"));
+    // And it is left alone.
+    database.execute_batch("INSERT INTO t VALUES (1); PRAGMA journal_mode=WAL; INSERT INTO t VALUES (2)").unwrap();
+    let capture = world.start();
+    world.replica.check(&database);
+    drop(capture);
+}
