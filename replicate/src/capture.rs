@@ -670,3 +670,46 @@ fn own_folder(path: &Path) -> PathBuf {
 fn random() -> u64 {
     RandomState::new().hash_one(std::process::id()).max(1)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    struct Nothing;
+
+    impl Remote for Nothing {
+        fn newest(&mut self) -> Result<Option<Newest>, Box<dyn std::error::Error + Send + Sync>> {
+            Ok(None)
+        }
+    }
+
+    /// No way is known in which a transaction could be missed. If there is one, this is how it is noticed.
+    #[test]
+    fn a_count_that_is_not_the_databases_own_leads_to_a_snapshot() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("db");
+        let database = rusqlite::Connection::open(&path).unwrap();
+        database.execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t (a)").unwrap();
+        let mut settings = Settings::new(&path);
+        settings.truncate_when_alone = false;
+        let (mut capture, _) = Capture::start(settings, Box::new(|| Timestamp(1)), &mut Nothing).unwrap();
+        let write = || database.execute_batch("INSERT INTO t VALUES (1)").unwrap();
+        write();
+        assert_eq!((capture.pass().unwrap().len(), capture.snapshots()), (1, 1));
+        for (missed, snapshots) in [(1, 2), (u32::MAX, 3)] {
+            let change = capture.position.change.as_mut().unwrap();
+            *change = change.wrapping_sub(missed);
+            write();
+            let staged = capture.pass().unwrap();
+            assert_eq!((staged.len(), capture.snapshots()), (1, snapshots));
+            assert!(staged[0].complete);
+            write();
+            assert_eq!((capture.pass().unwrap().len(), capture.snapshots()), (1, snapshots));
+        }
+        // An index that was recovered counts anew.
+        *capture.position.change.as_mut().unwrap() = 1_000;
+        write();
+        assert_eq!((capture.pass().unwrap().len(), capture.snapshots()), (1, 3));
+    }
+}

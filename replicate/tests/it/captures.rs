@@ -1,10 +1,11 @@
 //! After every pass, all files in order are the database.
 
+use litestream_replicate::wal::Log;
 use litestream_replicate::{Capture, Error};
 use ltx::{Decoder, PageSize};
 use rusqlite::Connection;
 
-use crate::common::{World, beside, checkpoint, connect, insert, read};
+use crate::common::{World, beside, checkpoint, connect, content, frames, insert, phantom_page, read};
 
 /// One change of an application. What is vacuumed, grown and shrunk matters more than what is written.
 fn change(database: &Connection, random: &mut fastrand::Rng, page_size: u32) {
@@ -79,29 +80,121 @@ fn logs_that_begin_anew() {
     }
 }
 
-/// What grew and was never written: SQLite leaves pages out of the log that lay on the free list.
+/// Commits, by hand and with nobody there, what no more than resizes the database: page 1 with another size in it. A recovery finds it.
+fn resize(world: &World, database: Connection, pages: u32) -> Connection {
+    let mut first = content(&database)[..4096].to_vec();
+    drop(database);
+    first[28..32].copy_from_slice(&pages.to_be_bytes());
+    phantom_page(&world.wal(), frames(&world.wal()), 1, &first, pages);
+    std::fs::remove_file(beside(&world.path, "-shm")).unwrap();
+    let database = world.connect();
+    assert_eq!(content(&database).len() / 4096, pages as usize);
+    database
+}
+
+/// A database whose log holds no page but the first ones, its size, and a capture that has been stopped.
+fn resizable() -> (World, Connection, u32) {
+    let (mut world, database) = World::with_database(4096);
+    insert(&database, 40, 4000);
+    checkpoint(&database, "TRUNCATE");
+    database.execute_batch("PRAGMA user_version=5").unwrap();
+    let pages = content(&database).len() / 4096;
+    let capture = world.start();
+    world.replica.take(capture.stop().unwrap());
+    (world, database, pages as u32)
+}
+
+/// Starts again, which must go on where the last one stopped.
+fn go_on(world: &mut World, database: &Connection) {
+    let capture = world.start();
+    world.replica.compare(database);
+    assert_eq!(capture.snapshots(), 0);
+    world.replica.take(capture.stop().unwrap());
+}
+
+/// What grew and was never written is captured all the same: as zeros, where there is nothing.
 #[test]
-fn sparse_growth() {
-    for in_file in [false, true] {
-        let (mut world, database) = World::with_database(1024);
-        database.pragma_update(None, "secure_delete", "OFF").unwrap();
-        let mut capture = world.start();
-        let commit = |world: &World| world.replica.image.len() / 1024;
-        let small = commit(&world);
-        // Grown and freed again in one transaction: most of the pages never reach the log.
+fn growth_without_a_frame_is_a_hole() {
+    let (mut world, database, pages) = resizable();
+    let database = resize(&world, database, pages + 3);
+    go_on(&mut world, &database);
+    // Cut off and grown again, seen separately: what the file holds there.
+    let database = resize(&world, database, pages - 2);
+    go_on(&mut world, &database);
+    let database = resize(&world, database, pages);
+    go_on(&mut world, &database);
+}
+
+/// What grew again has a frame in the log from before it was cut off, which was captured then.
+#[test]
+fn growth_over_a_frame_that_was_captured_before() {
+    let (mut world, database, pages) = resizable();
+    insert(&database, 10, 3000);
+    let grown = content(&database).len() as u32 / 4096;
+    assert!(grown > pages + 2);
+    go_on(&mut world, &database);
+    let database = resize(&world, database, pages + 1);
+    go_on(&mut world, &database);
+    let database = resize(&world, database, grown);
+    go_on(&mut world, &database);
+}
+
+/// Between two passes it is cut off, a checkpoint cuts the file, and it grows again over the hole.
+#[test]
+fn growth_over_a_hole_that_a_checkpoint_made() {
+    let (mut world, database, pages) = resizable();
+    let last = content(&database)[(pages as usize - 1) * 4096..].to_vec();
+    assert!(last.iter().any(|byte| *byte != 0));
+    let database = resize(&world, database, pages - 3);
+    checkpoint(&database, "PASSIVE");
+    let database = resize(&world, database, pages);
+    assert!(content(&database)[(pages as usize - 1) * 4096..].iter().all(|byte| *byte == 0), "it is a hole now");
+    go_on(&mut world, &database);
+}
+
+/// Grown and freed again in one transaction, with nothing wiped.
+#[test]
+fn growth_that_is_freed_at_once() {
+    let (mut world, database) = World::with_database(1024);
+    database.pragma_update(None, "secure_delete", "OFF").unwrap();
+    let mut capture = world.start();
+    for _ in 0..5 {
         database.execute_batch("BEGIN").unwrap();
         insert(&database, 100, 3000);
-        database.execute_batch("DELETE FROM t; COMMIT").unwrap();
-        if in_file {
-            checkpoint(&database, "PASSIVE");
+        database.execute_batch("SAVEPOINT s").unwrap();
+        insert(&database, 100, 3000);
+        database.execute_batch("ROLLBACK TO s; DELETE FROM t; COMMIT").unwrap();
+        world.pass(&mut capture, &database);
+        database.execute_batch("VACUUM").unwrap();
+        world.pass(&mut capture, &database);
+    }
+    assert_eq!(capture.snapshots(), 1);
+}
+
+/// Where sectors may be torn, SQLite repeats the frame that commits. That is no other transaction.
+#[test]
+fn padding_is_not_counted() {
+    let (mut world, database) = World::with_database(512);
+    drop(database);
+    let database = Connection::open(format!("file:{}?psow=0", world.path.display())).unwrap();
+    database.execute_batch("PRAGMA wal_autocheckpoint=0; PRAGMA synchronous=FULL").unwrap();
+    let mut capture = world.start();
+    for round in 0..20 {
+        for _ in 0..1 + round % 4 {
+            insert(&database, 1, 700 * (1 + round % 3));
         }
         world.pass(&mut capture, &database);
-        assert!(commit(&world) > small + 200);
-        // The whole file again, from what was captured.
-        insert(&database, 3, 900);
-        world.pass(&mut capture, &database);
-        assert_eq!(capture.snapshots(), 1);
     }
+    let bytes = read(&world.wal());
+    let log = Log::open(bytes.as_slice()).unwrap();
+    let (mut last, mut twice) = (Vec::new(), 0);
+    log.walk(log.start(), u32::MAX, |frame| {
+        twice += u32::from(frame.commit > 0 && last == frame.page);
+        last = frame.page.to_vec();
+    })
+    .unwrap();
+    assert!(twice > 10, "{twice} frames are repeated");
+    assert_eq!(capture.snapshots(), 1);
 }
 
 /// Between two passes a database shrinks, a checkpoint cuts its file, and it grows again over the hole.
