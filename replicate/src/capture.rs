@@ -14,7 +14,7 @@ use ltx::{Checksum, Commit, Header, PageSize, Pgno, Timestamp, Txid};
 
 use crate::build::{self, Segment};
 use crate::checkpoint::Upkeep;
-use crate::files::{self, Locks};
+use crate::files::{self, Identity, Locks};
 use crate::stage::{Stage, Staged};
 use crate::state::State;
 use crate::sys::Attached;
@@ -23,6 +23,8 @@ use crate::{Error, Result};
 
 /// How often an index that is being written is looked at again before it counts as left behind.
 const TRIES: u32 = 2000;
+/// After how many milliseconds it is looked again whether the files are still the same.
+const CHECK_EVERY: i64 = 1_000;
 
 /// What is captured, and how.
 #[derive(Clone, Debug)]
@@ -95,6 +97,9 @@ pub struct Capture {
     pub(crate) hold: Hold,
     log: File,
     pub(crate) locks: Locks,
+    /// The database, its log and its index, as they were found, and when they were last looked at.
+    files: Vec<(PathBuf, Option<Identity>)>,
+    checked: Timestamp,
     pub(crate) settings: Settings,
     pub(crate) path: PathBuf,
     pub(crate) clock: Clock,
@@ -176,12 +181,19 @@ impl Capture {
         let path = given.canonicalize().map_err(Error::io("find", given))?;
         let first = Attached::open(&path, settings.patience)?;
         let page_size = wal_mode(&first, &path)?;
-        first.begin()?;
+        first.begin().map_err(|error| match Locks::open(&path).ok().and_then(|locks| locks.exclusive()) {
+            Some(pid) if error.is_busy() => Error::Exclusive { path: path.clone(), pid },
+            _ => error,
+        })?;
         let second = Attached::open(&path, settings.patience)?;
         let log_path = beside(&path, "-wal");
         let log = files::open_log(&log_path).map_err(Error::io("open", &log_path))?;
         let index_path = beside(&path, "-shm");
         let locks = Locks::open(&index_path).map_err(Error::io("open", &index_path))?;
+        let mut files = Vec::new();
+        for path in [&path, &log_path, &index_path] {
+            files.push((path.clone(), Identity::at(path).map_err(Error::io("look at", path))?));
+        }
         let now = look(&first, &path)?;
         let folder = own_folder(&path);
         let stage = Stage::open(&folder.join("ltx").join("0"))?;
@@ -201,6 +213,8 @@ impl Capture {
             hold: Hold { index: now.index, full: false, pinned: false },
             log,
             locks,
+            files,
+            checked: clock(),
             path,
             stage,
             state_path,
@@ -236,7 +250,26 @@ impl Capture {
     /// Why that cannot be done just now. What was captured before the error is handed out by the next call.
     pub fn pass(&mut self) -> Result<Vec<Staged>> {
         self.catch_up()?;
+        let time = (self.clock)();
+        if time.0.saturating_sub(self.checked.0) >= CHECK_EVERY {
+            self.check_files()?;
+            self.checked = time;
+        }
         Ok(std::mem::take(&mut self.ready))
+    }
+
+    /// Makes sure that the files which we have open are still those that everybody else will open. A pass does so once a second.
+    ///
+    /// # Errors
+    /// [`Error::Replaced`] and [`Error::Deleted`], after which the database must be started anew.
+    pub fn check_files(&self) -> Result<()> {
+        for (path, identity) in &self.files {
+            if Identity::at(path).map_err(Error::io("look at", path))? != *identity {
+                let path = path.clone();
+                return Err(if path == self.path { Error::Replaced(path) } else { Error::Deleted(path) });
+            }
+        }
+        Ok(())
     }
 
     /// Captures what was committed up to now, and lets go of the database.

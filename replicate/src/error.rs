@@ -8,7 +8,8 @@ use crate::wal::{Unproven, Unsettled};
 /// This crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a database cannot be captured, or not just now. After any of them [`crate::Capture::pass`] may be called again.
+/// Why a database cannot be captured, or not just now. [`crate::Capture::pass`] may be called again after any of them, and goes on once what
+/// is wrong is right again; only after [`Error::Replaced`] and [`Error::Deleted`] it never is.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -45,6 +46,26 @@ pub enum Error {
     /// There is nothing to capture.
     #[error("{} is not in WAL mode; run PRAGMA journal_mode=WAL", .0.display())]
     NotWal(PathBuf),
+    /// Somebody keeps everybody else out.
+    #[error(
+        "PID {pid} holds {} exclusively (locking_mode=EXCLUSIVE); replication waits until it is NORMAL",
+        path.display()
+    )]
+    Exclusive {
+        /// The database.
+        path: PathBuf,
+        /// The process.
+        pid: i32,
+    },
+    /// Another file has the database's name now, or none. The capture must be started again.
+    #[error("{}: database file was replaced (changed outside SQLite); new snapshot", .0.display())]
+    Replaced(PathBuf),
+    /// A file beside the database has gone. The capture must be started again.
+    #[error(
+        "{} was deleted while in use; committed data may be lost. Restart the application; new snapshot",
+        .0.display()
+    )]
+    Deleted(PathBuf),
     /// The index stays as it is, and says nothing.
     #[error("{}: the index of the WAL cannot be read: {why}", path.display())]
     Unsettled {

@@ -1,9 +1,9 @@
 //! The one place that opens files.
 //!
 //! POSIX locks belong to a process and an inode: when the process closes *any* descriptor of a database or of its `-shm`, all the locks that its
-//! SQLite holds there are gone, and others may recover the log or truncate the index beneath us. So nothing here ever opens the database (its
-//! pages are read through SQLite's own descriptor), and a descriptor of a `-shm`, which is needed to see who holds which lock, is never closed while
-//! the file is there. The log itself carries no locks.
+//! SQLite holds there are gone, and others may recover the log or truncate the index beneath us. So a database's
+//! pages are read through SQLite's own descriptor, and a descriptor that is needed to see who holds which lock is never closed while the file is
+//! there. The log itself carries no locks.
 #![expect(clippy::disallowed_methods, reason = "this is the place")]
 
 use std::fs::{self, File, OpenOptions};
@@ -18,6 +18,8 @@ use nix::fcntl::{FcntlArg, fcntl};
 /// SQLite's lock bytes in a `-shm` file.
 const CHECKPOINT_LOCK: i64 = 121;
 const ALIVE_LOCK: i64 = 128;
+/// The first of those bytes of a database file that readers lock, and how many there are.
+const SHARED_LOCK: (i64, i64) = (0x4000_0002, 510);
 
 /// What tells one file from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,15 +29,24 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
+    /// Of the file that is found under a name, if there is one.
+    pub(crate) fn at(path: &Path) -> io::Result<Option<Self>> {
+        match fs::metadata(path) {
+            Ok(metadata) => Ok(Some(Self::of(&metadata))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     fn of(metadata: &fs::Metadata) -> Self {
         Self { device: metadata.dev(), inode: metadata.ino() }
     }
 }
 
-/// The descriptors of `-shm` files that this process has ever opened, and their files.
+/// The descriptors of databases and `-shm` files that this process has ever opened to look at their locks.
 static LOCKED: Mutex<Vec<(Identity, Arc<File>)>> = Mutex::new(Vec::new());
 
-/// Looks at the locks that others hold on a `-shm` file. It never takes one.
+/// Looks at the locks that others hold on a database or a `-shm` file. It never takes one.
 #[derive(Debug)]
 pub(crate) struct Locks(Arc<File>);
 
@@ -61,6 +72,19 @@ impl Locks {
     /// Whether another process has the database open.
     pub(crate) fn in_use(&self) -> bool {
         self.held(ALIVE_LOCK, false)
+    }
+
+    /// Who holds a database so that nobody else can even read it, as far as that can be told.
+    pub(crate) fn exclusive(&self) -> Option<i32> {
+        let mut lock = libc::flock {
+            l_type: libc::F_RDLCK as i16,
+            l_whence: libc::SEEK_SET as i16,
+            l_start: SHARED_LOCK.0,
+            l_len: SHARED_LOCK.1,
+            l_pid: 0,
+        };
+        fcntl(self.0.as_ref(), FcntlArg::F_GETLK(&mut lock)).ok()?;
+        (i32::from(lock.l_type) != libc::F_UNLCK && lock.l_pid > 0).then_some(lock.l_pid)
     }
 
     /// Whether somebody else holds a lock on a byte. What the SQLite in our own process holds shows only where that is asked for.

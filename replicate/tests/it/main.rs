@@ -7,4 +7,5 @@ mod common;
 mod goes_on;
 mod holes;
 mod processes;
+mod said;
 mod soak;

@@ -14,14 +14,18 @@ const ROLE: &str = "LITESTREAM_REPLICATE_TEST_ROLE";
 const DATABASE: &str = "LITESTREAM_REPLICATE_TEST_DATABASE";
 
 /// A child that plays a role on a database until it is killed.
-struct Process(Child);
+pub(crate) struct Process(Child);
 
 impl Process {
-    fn start(role: &str, path: &Path) -> Self {
+    pub(crate) fn start(role: &str, path: &Path) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "processes::what_a_child_does", "--nocapture"]);
         command.env(ROLE, role).env(DATABASE, path).stdin(Stdio::null()).stdout(Stdio::null());
         Self(command.spawn().unwrap())
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
     }
 
     fn signal(&self, signal: Signal) {
@@ -53,7 +57,7 @@ impl Drop for Process {
 }
 
 /// Waits for something that is sure to come.
-fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !condition() {
         assert!(Instant::now() < deadline, "{what}");
@@ -70,6 +74,13 @@ fn what_a_child_does() {
     match role.as_str() {
         "application" => application(&path, seed),
         "capture" => capture(&path, seed),
+        "exclusive" => {
+            let database = connect(&path);
+            database.execute_batch("PRAGMA locking_mode=EXCLUSIVE; INSERT INTO t (body) VALUES (1)").unwrap();
+            loop {
+                std::thread::park();
+            }
+        }
         role => panic!("{role}"),
     }
 }
