@@ -534,6 +534,7 @@ impl Capture {
             commit: staged.commit,
             salts: position.salts,
             place: position.place,
+            inode: self.inode(),
             node_id: self.node_id,
         };
         state.write(&self.state_path)?;
@@ -562,6 +563,11 @@ impl Capture {
         }
     }
 
+    /// The database file's, as it was found at the start.
+    fn inode(&self) -> u64 {
+        self.files.first().and_then(|(_, identity)| *identity).map_or(0, |identity| identity.inode)
+    }
+
     fn begin_anew(&mut self, now: &Look, why: &str) -> Result<()> {
         tracing::warn!(path = %self.path.display(), why, "taking a new snapshot");
         self.snapshot(now)?;
@@ -575,6 +581,9 @@ impl Capture {
         let because = |why: &str| Ok(Some(why.to_owned()));
         if state.page_size != self.page_size {
             return Ok(Some(format!("page size changed {}→{}", state.page_size, self.page_size)));
+        }
+        if state.inode != self.inode() {
+            return because("database file was replaced (changed outside SQLite)");
         }
         let Place { frame, sum } = state.place;
         if frame == 0 {

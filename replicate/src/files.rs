@@ -25,7 +25,7 @@ const SHARED_LOCK: (i64, i64) = (0x4000_0002, 510);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
     device: u64,
-    inode: u64,
+    pub(crate) inode: u64,
 }
 
 impl Identity {

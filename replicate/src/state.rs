@@ -24,6 +24,8 @@ pub(crate) struct State {
     /// The last frame in it; 0 where the log was empty, which proves nothing later.
     pub(crate) salts: Salts,
     pub(crate) place: Place,
+    /// The database file: a log that goes on proves nothing where the file beneath it is another one.
+    pub(crate) inode: u64,
     /// Who writes these files.
     pub(crate) node_id: u64,
 }
@@ -40,6 +42,7 @@ struct Written {
     salts: [u8; 8],
     frame: u32,
     frame_checksum: [u32; 2],
+    inode: String,
     node_id: String,
 }
 
@@ -66,6 +69,7 @@ impl State {
             salts: self.salts.0,
             frame: self.place.frame,
             frame_checksum: [self.place.sum.0, self.place.sum.1],
+            inode: format!("{:016x}", self.inode),
             node_id: format!("{:016x}", self.node_id),
         };
         let failed = Error::io("write", path);
@@ -92,6 +96,7 @@ impl Written {
             commit: Commit(self.commit),
             salts: Salts(self.salts),
             place: Place { frame: self.frame, sum: Sum(self.frame_checksum[0], self.frame_checksum[1]) },
+            inode: hex(&self.inode)?,
             node_id: hex(&self.node_id)?,
         })
     }
@@ -115,6 +120,7 @@ mod tests {
             commit: Commit(u32::MAX),
             salts: Salts([1, 255, 3, 4, 5, 6, 7, 8]),
             place: Place { frame: 77, sum: Sum(u32::MAX, 2) },
+            inode: u64::MAX - 2,
             node_id: u64::MAX - 1,
         };
         state.write(&path).unwrap();

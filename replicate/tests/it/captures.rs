@@ -5,7 +5,7 @@ use litestream_replicate::{Capture, Error};
 use ltx::{Decoder, PageSize};
 use rusqlite::Connection;
 
-use crate::common::{World, beside, checkpoint, connect, content, frames, insert, phantom_page, read};
+use crate::common::{World, beside, checkpoint, connect, content, frames, insert, phantom_page, read, write};
 
 /// One change of an application. What is vacuumed, grown and shrunk matters more than what is written.
 fn change(database: &Connection, random: &mut fastrand::Rng, page_size: u32) {
@@ -149,6 +149,27 @@ fn growth_over_a_hole_that_a_checkpoint_made() {
     checkpoint(&database, "PASSIVE");
     let database = resize(&world, database, pages);
     assert!(content(&database)[(pages as usize - 1) * 4096..].iter().all(|byte| *byte == 0), "it is a hole now");
+    go_on(&mut world, &database);
+}
+
+/// Another file is put in the database's place while nobody is there, beneath a log that goes on.
+#[test]
+fn a_file_that_was_replaced_beneath_its_log() {
+    let (mut world, database, pages) = resizable();
+    drop(database);
+    let mut other = read(&world.path);
+    let last = other.len() - 1;
+    other[last] ^= 1;
+    let aside = beside(&world.path, "-aside");
+    write(&aside, &other);
+    std::fs::rename(&aside, &world.path).unwrap();
+    std::fs::remove_file(beside(&world.path, "-shm")).unwrap();
+    let database = world.connect();
+    assert_eq!(content(&database).len() / 4096, pages as usize);
+    let capture = world.start();
+    world.replica.compare(&database);
+    assert_eq!(capture.snapshots(), 1);
+    drop(capture);
     go_on(&mut world, &database);
 }
 
