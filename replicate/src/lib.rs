@@ -10,7 +10,8 @@
 //! From [`Capture::start`] to [`Capture::stop`] there is always a *hold*: a read transaction. One that reads from the log keeps the log from being
 //! reset; one that found all of the log in the file already keeps the file from being written to, so that what is in the log afterwards
 //! cannot be reset before it is in the file. Either way all that came after the hold began stays readable. An old hold ends only after
-//! everything up to what was committed *when the new one had begun* has been captured.
+//! everything up to what was committed *when the new one had begun* has been captured. Where a checkpoint of the application waits for our place
+//! among the readers, the hold is for a moment the lock on the file alone.
 //!
 //! Whatever cannot be proven – a log that is another one than before, a count of transactions that is not the database's own – leads to a snapshot
 //! of the whole database, and a line in the log that says why.
