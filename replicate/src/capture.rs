@@ -1,0 +1,757 @@
+//! Holds on the log, and what is read under them.
+
+use std::collections::BTreeMap;
+use std::collections::hash_map::RandomState;
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::File;
+use std::hash::BuildHasher;
+use std::hint::spin_loop;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ltx::{Checksum, Commit, Header, PageSize, Pgno, Timestamp, Txid};
+
+use crate::build::{self, Segment};
+use crate::checkpoint::Upkeep;
+use crate::files::{self, Identity, Locks};
+use crate::stage::{Stage, Staged};
+use crate::state::State;
+use crate::sys::Attached;
+use crate::wal::{Backfill, Index, Log, Place, Salts, Unproven, Unsettled};
+use crate::{Error, Result};
+
+/// How often an index that is being written is looked at again before it counts as left behind.
+const TRIES: u32 = 2000;
+/// After how many milliseconds it is looked again whether the files are still the same.
+const CHECK_EVERY: i64 = 1_000;
+
+/// What is captured, and how.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Settings {
+    /// The database file.
+    pub database: PathBuf,
+    /// After how much of the log, in bytes, an LTX file ends at the next commit. Default: 64 MiB.
+    pub cut: u64,
+    /// From how many pages in the log on it is copied into the database file. Default: 1,000.
+    pub checkpoint_pages: u32,
+    /// From how many pages on the log is emptied, even if writers must be kept waiting for a moment. Default: 121,359.
+    pub truncate_pages: u32,
+    /// After how long a shorter log is copied into the database file. Default: 1 minute.
+    pub checkpoint_interval: Duration,
+    /// Whether the log is emptied when no other process has the database open. Connections in our own process do not show. Default: yes.
+    pub truncate_when_alone: bool,
+    /// How long to wait for a lock. Default: 500 ms.
+    pub patience: Duration,
+}
+
+impl Settings {
+    /// The defaults.
+    #[must_use]
+    pub fn new(database: impl Into<PathBuf>) -> Self {
+        Self {
+            database: database.into(),
+            cut: 64 << 20,
+            checkpoint_pages: 1_000,
+            truncate_pages: 121_359,
+            checkpoint_interval: Duration::from_secs(60),
+            truncate_when_alone: true,
+            patience: Duration::from_millis(500),
+        }
+    }
+}
+
+/// Tells the time.
+pub type Clock = Box<dyn FnMut() -> Timestamp + Send>;
+
+/// The newest file that a replica holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Newest {
+    /// Its last TXID.
+    pub txid: Txid,
+    /// Its checksum, where the file is that of a single TXID and that is known.
+    pub checksum: Option<Checksum>,
+    /// Its time, where that is known.
+    pub time: Option<Timestamp>,
+}
+
+/// The replica, as far as capturing must know it.
+pub trait Remote {
+    /// What it holds last, over all levels; `None` where it is empty. Asked once, at the start.
+    ///
+    /// # Errors
+    /// Why it cannot be told. Without an answer nothing is captured.
+    fn newest(&mut self) -> Result<Option<Newest>, Box<dyn std::error::Error + Send + Sync>>;
+}
+
+/// A database that is being captured.
+///
+/// All methods are to be called by one thread at a time. Dropping it is what a crash is: nothing is lost, the next start goes on where the last
+/// pass ended, if the log still proves it.
+pub struct Capture {
+    // Connections go before other descriptors.
+    pub(crate) connections: [Attached; 2],
+    /// Which of them holds.
+    pub(crate) holder: usize,
+    pub(crate) hold: Hold,
+    log: File,
+    pub(crate) locks: Locks,
+    /// The database, its log and its index, as they were found, and when they were last looked at.
+    files: Vec<(PathBuf, Option<Identity>)>,
+    checked: Timestamp,
+    pub(crate) settings: Settings,
+    pub(crate) path: PathBuf,
+    pub(crate) clock: Clock,
+    stage: Stage,
+    state_path: PathBuf,
+    page_size: PageSize,
+    node_id: u64,
+    /// What the last file holds, as it is known to whoever comes after us.
+    state: Option<State>,
+    /// TXID and time that the next file must exceed.
+    last: (Txid, Timestamp),
+    /// Up to where all is captured.
+    position: Position,
+    /// What the index said when all was captured.
+    captured: Option<Index>,
+    ready: Vec<Staged>,
+    snapshots: u32,
+    /// Whether somebody's checkpoint was waiting at the last pass.
+    waiting: bool,
+    pub(crate) upkeep: Upkeep,
+}
+
+/// A read transaction that keeps the log readable.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hold {
+    /// What the index said once it had begun.
+    index: Index,
+    /// Whether all of the log was in the file before and after, so that the hold lets a writer begin the log anew.
+    full: bool,
+    /// Whether it is a lock on the file, and no transaction.
+    pinned: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Position {
+    salts: Salts,
+    place: Place,
+    commit: u32,
+    /// The count of transactions there; not known where it was inherited.
+    change: Option<u32>,
+}
+
+/// What the index says, and how much of it is in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Look {
+    pub(crate) index: Index,
+    pub(crate) done: u32,
+}
+
+impl Look {
+    pub(crate) const fn is_full(&self) -> bool {
+        self.done == self.index.frames
+    }
+}
+
+impl fmt::Debug for Capture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, hold, last, position, captured, .. } = self;
+        f.debug_struct("Capture")
+            .field("path", path)
+            .field("hold", hold)
+            .field("last", last)
+            .field("position", position)
+            .field("captured", captured)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Capture {
+    /// Takes a hold on the database, and captures what is there: what came since the last time, where the log proves that nothing is
+    /// missing in between, otherwise all of it.
+    ///
+    /// Hands out the files that wait to be uploaded, those of an earlier time included.
+    ///
+    /// # Errors
+    /// Why the database cannot be captured. Nothing is held then.
+    pub fn start(settings: Settings, mut clock: Clock, remote: &mut dyn Remote) -> Result<(Self, Vec<Staged>)> {
+        let given = &settings.database;
+        let path = given.canonicalize().map_err(Error::io("find", given))?;
+        let first = Attached::open(&path, settings.patience)?;
+        let page_size = wal_mode(&first, &path)?;
+        first.begin().map_err(|error| match Locks::open(&path).ok().and_then(|locks| locks.exclusive()) {
+            Some(pid) if error.is_busy() => Error::Exclusive { path: path.clone(), pid },
+            _ => error,
+        })?;
+        let second = Attached::open(&path, settings.patience)?;
+        let log_path = beside(&path, "-wal");
+        let log = files::open_log(&log_path).map_err(Error::io("open", &log_path))?;
+        let index_path = beside(&path, "-shm");
+        let locks = Locks::open(&index_path).map_err(Error::io("open", &index_path))?;
+        let mut files = Vec::new();
+        for path in [&path, &log_path, &index_path] {
+            files.push((path.clone(), Identity::at(path).map_err(Error::io("look at", path))?));
+        }
+        let now = look(&first, &path)?;
+        let folder = own_folder(&path);
+        let stage = Stage::open(&folder.join("ltx").join("0"))?;
+        let state_path = folder.join("state");
+        let state = State::read(&state_path)?;
+        let newest = remote.newest().map_err(Error::Remote)?;
+        let Standing { last, waiting, state, mut doubt } = Standing::find(&stage, state, newest)?;
+        let position = Position {
+            salts: state.map_or_else(Salts::default, |state| state.salts),
+            place: state.map_or(Place { frame: 0, sum: now.index.sum }, |state| state.place),
+            commit: state.map_or(0, |state| state.commit.0),
+            change: None,
+        };
+        let mut capture = Self {
+            connections: [first, second],
+            holder: 0,
+            hold: Hold { index: now.index, full: false, pinned: false },
+            log,
+            locks,
+            files,
+            checked: clock(),
+            path,
+            stage,
+            state_path,
+            page_size,
+            node_id: state.map_or_else(random, |state| state.node_id),
+            state,
+            last,
+            position,
+            captured: None,
+            ready: Vec::new(),
+            snapshots: 0,
+            waiting: false,
+            upkeep: Upkeep::new(&now, clock()),
+            clock,
+            settings,
+        };
+        if doubt.is_none() {
+            doubt = capture.doubt(&now.index)?;
+        }
+        match doubt {
+            None => capture.capture(&now)?,
+            Some(why) => capture.begin_anew(&now, &why)?,
+        }
+        let mut staged = waiting;
+        staged.append(&mut capture.ready);
+        Ok((capture, staged))
+    }
+
+    /// Captures what was committed since the last time, and renews the hold where that lets the application go on. Costs next to nothing
+    /// where nothing has changed.
+    ///
+    /// # Errors
+    /// Why that cannot be done just now. What was captured before the error is handed out by the next call.
+    pub fn pass(&mut self) -> Result<Vec<Staged>> {
+        self.catch_up()?;
+        let time = (self.clock)();
+        if time.0.saturating_sub(self.checked.0) >= CHECK_EVERY {
+            self.check_files()?;
+            self.checked = time;
+        }
+        Ok(std::mem::take(&mut self.ready))
+    }
+
+    /// Makes sure that the files which we have open are still those that everybody else will open. A pass does so once a second.
+    ///
+    /// # Errors
+    /// [`Error::Replaced`] and [`Error::Deleted`], after which the database must be started anew.
+    pub fn check_files(&self) -> Result<()> {
+        for (path, identity) in &self.files {
+            if Identity::at(path).map_err(Error::io("look at", path))? != *identity {
+                let path = path.clone();
+                return Err(if path == self.path { Error::Replaced(path) } else { Error::Deleted(path) });
+            }
+        }
+        Ok(())
+    }
+
+    /// Captures what was committed up to now, and lets go of the database.
+    ///
+    /// # Errors
+    /// Why the last of it could not be captured. It is let go all the same; what is still in the log will be captured by the next start.
+    pub fn stop(mut self) -> Result<Vec<Staged>> {
+        let now = self.look()?;
+        self.capture(&now)?;
+        Ok(std::mem::take(&mut self.ready))
+    }
+
+    /// The last TXID that was captured.
+    #[must_use]
+    pub const fn txid(&self) -> Txid {
+        self.last.0
+    }
+
+    /// How often all of the database had to be captured, for want of a proof that a part of it is enough.
+    #[must_use]
+    pub const fn snapshots(&self) -> u32 {
+        self.snapshots
+    }
+
+    /// Deletes the files that the replica holds by now.
+    ///
+    /// # Errors
+    /// The file that cannot be deleted.
+    pub fn uploaded(&mut self, up_to: Txid) -> Result<()> {
+        self.stage.delete(|txid| txid <= up_to)
+    }
+
+    pub(crate) fn take_ready(&mut self) -> Vec<Staged> {
+        std::mem::take(&mut self.ready)
+    }
+
+    /// What the index says now.
+    pub(crate) fn look(&self) -> Result<Look> {
+        look(&self.connections[self.holder], &self.path)
+    }
+
+    /// Captures and renews where there is a reason to.
+    pub(crate) fn catch_up(&mut self) -> Result<()> {
+        let now = match self.look() {
+            Ok(now) => now,
+            // Its writer may have died over it: whoever begins to read repairs it.
+            Err(Error::Unsettled { .. }) => return self.renew(),
+            Err(error) => return Err(error),
+        };
+        let new = self.captured != Some(now.index) || self.hold.index != now.index;
+        let waiting = !self.hold.full && self.locks.checkpointing();
+        let still = std::mem::replace(&mut self.waiting, waiting) && waiting;
+        if still && !new && !now.is_full() && !self.hold.pinned {
+            return self.make_way();
+        }
+        if new || waiting || self.hold.pinned || !self.hold.full && now.is_full() { self.renew() } else { Ok(()) }
+    }
+
+    /// Lets a checkpoint go on that waits for our place among the readers.
+    ///
+    /// It waits for the one place that it found to be behind, even if whoever has that place is not behind any more; and who begins to read
+    /// shares the place that is not behind. So one hold after the other would have the same place, and the checkpoint would wait for ever, with
+    /// the write lock in its hand. For one pass the hold is a lock on the file: that needs no place, and keeps the log as it is even better.
+    fn make_way(&mut self) -> Result<()> {
+        let free = 1 - self.holder;
+        if !self.connections[free].pin()? {
+            // It is copying already, so it does not wait.
+            return Ok(());
+        }
+        let taken = self.look().and_then(|now| self.capture(&now).map(|()| now));
+        match taken {
+            Ok(now) => {
+                self.connections[self.holder].release();
+                self.holder = free;
+                self.hold = Hold { index: now.index, full: false, pinned: true };
+                Ok(())
+            }
+            Err(error) => {
+                self.connections[free].release();
+                Err(error)
+            }
+        }
+    }
+
+    /// Begins a new hold, captures under the old one all that was committed when the new one had begun, and ends the old one.
+    pub(crate) fn renew(&mut self) -> Result<()> {
+        let before = self.look().ok();
+        // A checkpoint says that all is in the file a moment before it lets readers rely on that: who begins to read then reads the log.
+        let quiet = !self.locks.checkpointing();
+        let free = 1 - self.holder;
+        if let Err(error) = self.connections[free].begin() {
+            if !error.is_busy() {
+                return Err(error);
+            }
+            let now = self.look()?;
+            return self.capture(&now);
+        }
+        let taken = self.look().and_then(|now| self.capture(&now).map(|()| now));
+        match taken {
+            Ok(now) => {
+                self.connections[self.holder].release();
+                self.holder = free;
+                self.hold =
+                    Hold { index: now.index, full: quiet && before == Some(now) && now.is_full(), pinned: false };
+                Ok(())
+            }
+            Err(error) => {
+                self.connections[free].release();
+                Err(error)
+            }
+        }
+    }
+
+    /// Captures everything up to what the index said. It must have been read after the hold began.
+    fn capture(&mut self, now: &Look) -> Result<()> {
+        if self.captured == Some(now.index) {
+            return Ok(());
+        }
+        if let Some(why) = self.follow(&now.index)? {
+            tracing::error!(path = %self.path.display(), why, "cannot follow the database's WAL; taking a new snapshot");
+            self.snapshot(now)?;
+        }
+        self.captured = Some(now.index);
+        Ok(())
+    }
+
+    /// Captures what follows the position. Says why where that cannot be proven to be all.
+    fn follow(&mut self, to: &Index) -> Result<Option<String>> {
+        let from = self.position;
+        let file = self.log.try_clone().map_err(Error::io("read the WAL of", &self.path))?;
+        let scanned = match self.scan(&file, to) {
+            Ok(scanned) => scanned,
+            Err(Unproven::Io(error)) => return Err(Error::io("read the WAL of", &self.path)(error)),
+            Err(why) => return Ok(Some(why.to_string())),
+        };
+        let (log, start, scan) = match scanned {
+            Some(scanned) => scanned,
+            None if from.change.is_some_and(|change| to.change > change) => {
+                return Ok(Some("the WAL was emptied with transactions in it that were not captured".to_owned()));
+            }
+            None => {
+                let place = Place { frame: 0, sum: to.sum };
+                self.position = Position { salts: to.salts, place, commit: from.commit, change: Some(to.change) };
+                return Ok(None);
+            }
+        };
+        if let Some(expected) = from.change.and_then(|change| to.change.checked_sub(change))
+            && !(scan.least..=scan.most).contains(&expected)
+        {
+            let found = scan.most;
+            return Ok(Some(format!("the WAL holds {found} transactions, {expected} were committed")));
+        }
+        for (number, segment) in scan.segments.iter().enumerate() {
+            let older = || build::newest_before(&log, start);
+            let pages = match build::pages(&scan.segments, number, self.page_size, older) {
+                Ok(pages) => pages,
+                Err(Unproven::Io(error)) => return Err(Error::io("read the WAL of", &self.path)(error)),
+                Err(why) => return Ok(Some(why.to_string())),
+            };
+            self.write_segment(&log, to, segment, &pages)?;
+        }
+        self.position.change = Some(to.change);
+        Ok(None)
+    }
+
+    /// What the index counts behind the position. Nothing where the log is empty.
+    fn scan<'a>(&self, file: &'a File, to: &Index) -> Result<Option<(Log<'a, File>, Place, build::Scan)>, Unproven> {
+        let from = self.position;
+        let continues = from.salts == to.salts && from.place.frame > 0;
+        if to.frames == 0 {
+            return if continues { Err(Unproven::Shrunk { before: from.place.frame, now: 0 }) } else { Ok(None) };
+        }
+        let log = Log::open(file)?;
+        let start = if continues { from.place } else { log.start() };
+        let scan = build::scan(&log, start, from.commit, to, self.settings.cut)?;
+        Ok(Some((log, start, scan)))
+    }
+
+    fn write_segment(
+        &mut self,
+        log: &Log<'_, File>,
+        to: &Index,
+        segment: &Segment,
+        pages: &BTreeMap<Pgno, Option<crate::wal::FrameRef>>,
+    ) -> Result<()> {
+        let frames = u64::from(segment.end.frame - segment.first) + 1;
+        let header = Header {
+            wal_offset: log.header.offset(segment.first),
+            wal_size: frames * log.header.frame_len() as u64,
+            wal_salt: to.salts.words(),
+            ..self.next_header(segment.commit)
+        };
+        let position =
+            Position { salts: to.salts, place: segment.end, commit: segment.commit, change: self.position.change };
+        self.write(header, position, |capture, page| {
+            let mut buffer = Vec::new();
+            for (pgno, place) in pages {
+                capture.read_page(*pgno, place.map(|place| (log, place)), &mut buffer)?;
+                page(*pgno, &buffer)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Captures the whole database as it was at what the index said.
+    fn snapshot(&mut self, now: &Look) -> Result<()> {
+        let to = &now.index;
+        self.snapshots += 1;
+        let file = self.log.try_clone().map_err(Error::io("read the WAL of", &self.path))?;
+        // Where all of the log is in the file, the log may be overwritten while we read: the hold is one on the file.
+        let log = (!now.is_full() && to.frames > 0).then(|| Log::open(&file)).transpose();
+        let overlay = log.and_then(|log| match log {
+            Some(log) => build::newest(&log, to).map(|pages| (Some(log), pages)),
+            None => Ok((None, BTreeMap::new())),
+        });
+        let (log, overlay) = overlay.map_err(|why| Error::Unproven { path: self.path.clone(), why })?;
+        let connection = &self.connections[self.holder];
+        let pages = match to.pages {
+            0 => u32::try_from(connection.len()?.div_ceil(self.page_size.bytes() as u64)).unwrap_or(u32::MAX),
+            pages => pages,
+        };
+        let mut header = self.next_header(pages);
+        if to.frames > 0 {
+            header.wal_offset = crate::wal::HEADER_LEN as u64;
+            header.wal_size = u64::from(to.frames) * (crate::wal::FRAME_HEADER_LEN + self.page_size.bytes()) as u64;
+            header.wal_salt = to.salts.words();
+        }
+        let place = Place { frame: to.frames, sum: to.sum };
+        let position = Position { salts: to.salts, place, commit: pages, change: Some(to.change) };
+        let lock_page = self.page_size.lock_page();
+        self.write(header, position, |capture, page| {
+            let mut buffer = Vec::new();
+            for pgno in (1..=pages).filter_map(Pgno::new).filter(|pgno| *pgno != lock_page) {
+                let frame = log.as_ref().and_then(|log| Some((log, *overlay.get(&pgno)?)));
+                capture.read_page(pgno, frame, &mut buffer)?;
+                page(pgno, &buffer)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn next_header(&mut self, commit: u32) -> Header {
+        let (txid, before) = self.last;
+        let time = Timestamp((self.clock)().0.max(before.0.saturating_add(1)));
+        let txid = txid.next();
+        Header { node_id: self.node_id, ..Header::new(self.page_size, Commit(commit), txid, txid, time) }
+    }
+
+    /// Makes a file durable, then that it is there, and only then moves on.
+    fn write(
+        &mut self,
+        header: Header,
+        position: Position,
+        pages: impl FnOnce(&Self, &mut dyn FnMut(Pgno, &[u8]) -> Result<()>) -> Result<()>,
+    ) -> Result<()> {
+        let staged = self.stage.write(header, |page| pages(self, page))?;
+        let state = State {
+            txid: staged.txid,
+            checksum: staged.checksum,
+            time: staged.time,
+            page_size: self.page_size,
+            commit: staged.commit,
+            salts: position.salts,
+            place: position.place,
+            inode: self.inode(),
+            node_id: self.node_id,
+        };
+        state.write(&self.state_path)?;
+        self.state = Some(state);
+        self.last = (staged.txid, staged.time);
+        self.position = position;
+        self.ready.push(staged);
+        Ok(())
+    }
+
+    /// Reads a page from its frame, proving it again, or from the database file.
+    fn read_page(
+        &self,
+        pgno: Pgno,
+        frame: Option<(&Log<'_, File>, crate::wal::FrameRef)>,
+        into: &mut Vec<u8>,
+    ) -> Result<()> {
+        match frame {
+            Some((log, place)) => {
+                log.page(pgno, place, into).map_err(|why| Error::Unproven { path: self.path.clone(), why })
+            }
+            None => {
+                into.resize(self.page_size.bytes(), 0);
+                self.connections[self.holder].read(pgno.offset(self.page_size), into)
+            }
+        }
+    }
+
+    /// The database file's, as it was found at the start.
+    fn inode(&self) -> u64 {
+        self.files.first().and_then(|(_, identity)| *identity).map_or(0, |identity| identity.inode)
+    }
+
+    fn begin_anew(&mut self, now: &Look, why: &str) -> Result<()> {
+        tracing::warn!(path = %self.path.display(), why, "taking a new snapshot");
+        self.snapshot(now)?;
+        self.captured = Some(now.index);
+        Ok(())
+    }
+
+    /// Why the log is not proven to go on where it was left.
+    fn doubt(&self, now: &Index) -> Result<Option<String>> {
+        let Some(state) = self.state else { return Ok(Some("nothing was captured before".to_owned())) };
+        let because = |why: &str| Ok(Some(why.to_owned()));
+        if state.page_size != self.page_size {
+            return Ok(Some(format!("page size changed {}→{}", state.page_size, self.page_size)));
+        }
+        if state.inode != self.inode() {
+            return because("database file was replaced (changed outside SQLite)");
+        }
+        let Place { frame, sum } = state.place;
+        if frame == 0 {
+            return because("the WAL was empty when it was last seen, so nothing shows what came since");
+        }
+        if state.salts != now.salts {
+            return because("the WAL was begun anew since it was last seen");
+        }
+        if now.frames < frame {
+            return because("the WAL is shorter than when it was last seen");
+        }
+        let log = match Log::open(&self.log) {
+            Ok(log) if log.header.salts == now.salts => log,
+            Ok(_) => return because("the WAL is another one than its index tells of"),
+            Err(Unproven::Io(error)) => return Err(Error::io("read the WAL of", &self.path)(error)),
+            Err(why) => return Ok(Some(why.to_string())),
+        };
+        let stored = log.frame_header(frame).map_err(Error::io("read the WAL of", &self.path))?;
+        if stored.is_none_or(|stored| stored.sum != sum) {
+            return because("the WAL holds other transactions than when it was last seen");
+        }
+        Ok(None)
+    }
+}
+
+/// How what we have stands to what the replica has.
+struct Standing {
+    /// TXID and time that the next file must exceed.
+    last: (Txid, Timestamp),
+    /// Files that the replica does not have yet.
+    waiting: Vec<Staged>,
+    /// What was captured last, as far as it is worth anything.
+    state: Option<State>,
+    /// Why all must be captured anew.
+    doubt: Option<String>,
+}
+
+impl Standing {
+    fn find(stage: &Stage, state: Option<State>, newest: Option<Newest>) -> Result<Self> {
+        if let Some(state) = state {
+            // Made durable, but never said to be there: it will be made again, with more in it.
+            stage.delete(|txid| txid > state.txid)?;
+        }
+        let mut staged = BTreeMap::new();
+        for txid in stage.txids()? {
+            staged.insert(txid, stage.read(txid)?);
+        }
+        let newest = newest.unwrap_or(Newest { txid: Txid::ZERO, checksum: None, time: None });
+        let ours = match (state, staged.last_key_value()) {
+            (Some(state), _) => (state.txid, state.checksum, state.time),
+            (None, Some((txid, last))) => (*txid, last.checksum, last.time),
+            (None, None) => (Txid::ZERO, Checksum::NONE, Timestamp::default()),
+        };
+        let theirs = match newest.txid {
+            txid if txid == ours.0 => Some(ours.1),
+            txid => staged.get(&txid).map(|staged| staged.checksum),
+        };
+        let other = newest.checksum.zip(theirs).is_some_and(|(newest, ours)| newest != ours);
+        let missing = (newest.txid.0..ours.0.0).any(|before| !staged.contains_key(&Txid(before).next()));
+        let time = ours.2.max(newest.time.unwrap_or_default());
+        let anew = |why: String| -> Result<Self> {
+            stage.delete(|_| true)?;
+            Ok(Self { last: (newest.txid, time), waiting: Vec::new(), state, doubt: Some(why) })
+        };
+        let (txid, have) = (newest.txid, ours.0);
+        if txid > have {
+            return anew(format!("the replica holds transaction {txid}, of which nothing is known here"));
+        }
+        if other {
+            return anew(format!("the replica's transaction {txid} is another one than ours"));
+        }
+        if missing {
+            return anew(format!("the replica ends with transaction {txid}, and what follows up to {have} is gone"));
+        }
+        stage.delete(|staged| staged <= txid)?;
+        let waiting = staged.into_iter().filter(|(staged, _)| *staged > txid).map(|(_, staged)| staged).collect();
+        Ok(Self { last: (have, time), waiting, state, doubt: None })
+    }
+}
+
+/// Reads the index until it stands still for a moment.
+fn look(connection: &Attached, path: &Path) -> Result<Look> {
+    let mut why = Unsettled::Differ;
+    for tries in 0..TRIES {
+        let words = connection.index()?;
+        match Index::parse(&words) {
+            Ok(index) => {
+                if Index::parse(&connection.index()?) == Ok(index) {
+                    return Ok(Look { index, done: Backfill::parse(&words).done });
+                }
+            }
+            Err(unsettled) => why = unsettled,
+        }
+        if tries < TRIES / 2 { spin_loop() } else { std::thread::yield_now() }
+    }
+    Err(Error::Unsettled { path: path.to_owned(), why })
+}
+
+/// Makes sure that the database is in WAL mode, and tells its page size.
+fn wal_mode(connection: &Attached, path: &Path) -> Result<PageSize> {
+    let mut header = [0; 20];
+    connection.read(0, &mut header)?;
+    let page_size = match u16::from_be_bytes([header[16], header[17]]) {
+        1 => Some(PageSize::MAX),
+        size => PageSize::new(size.into()),
+    };
+    // https://www.sqlite.org/fileformat2.html#file_format_version_numbers
+    page_size.filter(|_| header[18..] == [2, 2]).ok_or_else(|| Error::NotWal(path.to_owned()))
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// The folder where what is ours lies: `.NAME-litestream` beside the database.
+fn own_folder(path: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push("-litestream");
+    path.with_file_name(name)
+}
+
+/// A number that nobody else will have.
+fn random() -> u64 {
+    RandomState::new().hash_one(std::process::id()).max(1)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    struct Nothing;
+
+    impl Remote for Nothing {
+        fn newest(&mut self) -> Result<Option<Newest>, Box<dyn std::error::Error + Send + Sync>> {
+            Ok(None)
+        }
+    }
+
+    /// No way is known in which a transaction could be missed. If there is one, this is how it is noticed.
+    #[test]
+    fn a_count_that_is_not_the_databases_own_leads_to_a_snapshot() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("db");
+        let database = rusqlite::Connection::open(&path).unwrap();
+        database.execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t (a)").unwrap();
+        let mut settings = Settings::new(&path);
+        settings.truncate_when_alone = false;
+        let (mut capture, _) = Capture::start(settings, Box::new(|| Timestamp(1)), &mut Nothing).unwrap();
+        let write = || database.execute_batch("INSERT INTO t VALUES (1)").unwrap();
+        write();
+        assert_eq!((capture.pass().unwrap().len(), capture.snapshots()), (1, 1));
+        for (missed, snapshots) in [(1, 2), (u32::MAX, 3)] {
+            let change = capture.position.change.as_mut().unwrap();
+            *change = change.wrapping_sub(missed);
+            write();
+            let staged = capture.pass().unwrap();
+            assert_eq!((staged.len(), capture.snapshots()), (1, snapshots));
+            assert!(staged[0].complete);
+            write();
+            assert_eq!((capture.pass().unwrap().len(), capture.snapshots()), (1, snapshots));
+        }
+        // An index that was recovered counts anew.
+        *capture.position.change.as_mut().unwrap() = 1_000;
+        write();
+        assert_eq!((capture.pass().unwrap().len(), capture.snapshots()), (1, 3));
+    }
+}

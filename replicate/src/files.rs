@@ -1,0 +1,141 @@
+//! The one place that opens files.
+//!
+//! POSIX locks belong to a process and an inode: when the process closes *any* descriptor of a database or of its `-shm`, all the locks that its
+//! SQLite holds there are gone, and others may recover the log or truncate the index beneath us. So a database's
+//! pages are read through SQLite's own descriptor, and a descriptor that is needed to see who holds which lock is never closed while the file is
+//! there. The log itself carries no locks.
+#![expect(clippy::disallowed_methods, reason = "this is the place")]
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+
+/// SQLite's lock bytes in a `-shm` file.
+const CHECKPOINT_LOCK: i64 = 121;
+const ALIVE_LOCK: i64 = 128;
+/// The first of those bytes of a database file that readers lock, and how many there are.
+const SHARED_LOCK: (i64, i64) = (0x4000_0002, 510);
+
+/// What tells one file from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    device: u64,
+    pub(crate) inode: u64,
+}
+
+impl Identity {
+    /// Of the file that is found under a name, if there is one.
+    pub(crate) fn at(path: &Path) -> io::Result<Option<Self>> {
+        match fs::metadata(path) {
+            Ok(metadata) => Ok(Some(Self::of(&metadata))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn of(metadata: &fs::Metadata) -> Self {
+        Self { device: metadata.dev(), inode: metadata.ino() }
+    }
+}
+
+/// The descriptors of databases and `-shm` files that this process has ever opened to look at their locks.
+static LOCKED: Mutex<Vec<(Identity, Arc<File>)>> = Mutex::new(Vec::new());
+
+/// Looks at the locks that others hold on a database or a `-shm` file. It never takes one.
+#[derive(Debug)]
+pub(crate) struct Locks(Arc<File>);
+
+impl Locks {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let mut locked = LOCKED.lock().unwrap_or_else(PoisonError::into_inner);
+        // A file that nobody finds any more protects nothing.
+        locked.retain(|(_, file)| Arc::strong_count(file) > 1 || file.metadata().is_ok_and(|file| file.nlink() > 0));
+        let identity = Identity::of(&fs::metadata(path)?);
+        if let Some((_, file)) = locked.iter().find(|(known, _)| *known == identity) {
+            return Ok(Self(file.clone()));
+        }
+        let file = Arc::new(File::open(path)?);
+        locked.push((Identity::of(&file.metadata()?), file.clone()));
+        Ok(Self(file))
+    }
+
+    /// Whether somebody is checkpointing, in whatever process: he may be waiting for our hold, with the write lock in his hand.
+    pub(crate) fn checkpointing(&self) -> bool {
+        self.held(CHECKPOINT_LOCK, true)
+    }
+
+    /// Whether another process has the database open.
+    pub(crate) fn in_use(&self) -> bool {
+        self.held(ALIVE_LOCK, false)
+    }
+
+    /// Who holds a database so that nobody else can even read it, as far as that can be told.
+    pub(crate) fn exclusive(&self) -> Option<i32> {
+        let mut lock = libc::flock {
+            l_type: libc::F_RDLCK as i16,
+            l_whence: libc::SEEK_SET as i16,
+            l_start: SHARED_LOCK.0,
+            l_len: SHARED_LOCK.1,
+            l_pid: 0,
+        };
+        fcntl(self.0.as_ref(), FcntlArg::F_GETLK(&mut lock)).ok()?;
+        (i32::from(lock.l_type) != libc::F_UNLCK && lock.l_pid > 0).then_some(lock.l_pid)
+    }
+
+    /// Whether somebody else holds a lock on a byte. What the SQLite in our own process holds shows only where that is asked for.
+    fn held(&self, byte: i64, our_own_too: bool) -> bool {
+        let query = |own: bool| {
+            let mut lock = libc::flock {
+                l_type: libc::F_WRLCK as i16,
+                l_whence: libc::SEEK_SET as i16,
+                l_start: byte,
+                l_len: 1,
+                l_pid: 0,
+            };
+            // To a lock of an open file description, those of our own process are others.
+            let asked = if own { FcntlArg::F_OFD_GETLK(&mut lock) } else { FcntlArg::F_GETLK(&mut lock) };
+            fcntl(self.0.as_ref(), asked).map(|_| i32::from(lock.l_type) != libc::F_UNLCK)
+        };
+        let held = match query(our_own_too) {
+            // A kernel without them.
+            Err(Errno::EINVAL) if our_own_too => query(false),
+            held => held,
+        };
+        // Where it cannot be told, yes is the answer that does less harm.
+        held.unwrap_or(true)
+    }
+}
+
+/// Opens the log.
+pub(crate) fn open_log(path: &Path) -> io::Result<File> {
+    File::open(path)
+}
+
+/// Creates a file of ours, whatever was there before.
+pub(crate) fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(true).open(path)
+}
+
+/// Opens a file of ours.
+pub(crate) fn open_own(path: &Path) -> io::Result<File> {
+    File::open(path)
+}
+
+/// Reads a file of ours, if it is there.
+pub(crate) fn read_own(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes the names in a folder durable.
+pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}

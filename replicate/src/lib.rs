@@ -1,0 +1,35 @@
+//! A live SQLite database in WAL mode, captured as LTX files, beside an application that knows nothing of it and is never made to wait.
+//!
+//! This crate alone knows what of a write-ahead log is committed, how to keep a log from being reset before it has been read, and how to tell
+//! whether a log that was left is still the same one. It knows nothing of object storage: a replica is somebody who can say what he holds last
+//! ([`Remote`]), and what was captured lies in a folder beside the database ([`Staged`]).
+//!
+//! The database is never written to. Checkpoints copy what the application has committed into its file, as SQLite itself does.
+//!
+//! # Why nothing is lost
+//! From [`Capture::start`] to [`Capture::stop`] there is always a *hold*: a read transaction. One that reads from the log keeps the log from being
+//! reset; one that found all of the log in the file already keeps the file from being written to, so that what is in the log afterwards
+//! cannot be reset before it is in the file. Either way all that came after the hold began stays readable. An old hold ends only after
+//! everything up to what was committed *when the new one had begun* has been captured. Where a checkpoint of the application waits for our place
+//! among the readers, the hold is for a moment the lock on the file alone.
+//!
+//! Whatever cannot be proven – a log that is another one than before, a count of transactions that is not the database's own – leads to a snapshot
+//! of the whole database, and a line in the log that says why.
+//!
+//! # What must be left alone
+//! The process must not open and close the database or its `-shm` by other means than this SQLite: with any descriptor that it closes, the locks
+//! of all the others are gone.
+
+mod build;
+mod capture;
+mod checkpoint;
+mod error;
+mod files;
+mod stage;
+mod state;
+mod sys;
+pub mod wal;
+
+pub use capture::{Capture, Clock, Newest, Remote, Settings};
+pub use error::{Error, Result};
+pub use stage::Staged;

@@ -1,0 +1,169 @@
+//! `.NAME-litestream/ltx/0`: captured transactions that wait to be uploaded, one LTX file for each TXID.
+//!
+//! A file is there whole or not at all: it is written under another name, synced, renamed, and its folder synced.
+
+use std::fs;
+use std::io::{BufWriter, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use ltx::{Checksum, Commit, Encoder, FileName, HEADER_LEN, Header, Tail, TailLength, Timestamp, Txid};
+
+use crate::{Error, Result, files};
+
+const TEMPORARY: &str = "tmp";
+
+/// A file that waits to be uploaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Staged {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// The transaction.
+    pub txid: Txid,
+    /// When it was captured; ascending.
+    pub time: Timestamp,
+    /// The database's size after it.
+    pub commit: Commit,
+    /// How many pages are in it.
+    pub pages: u32,
+    /// The file's length in bytes.
+    pub len: u64,
+    /// Checksum of the file's content.
+    pub checksum: Checksum,
+    /// Whether it holds every page of the database, so that nothing before it is needed.
+    pub complete: bool,
+}
+
+/// The folder.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    folder: PathBuf,
+}
+
+impl Stage {
+    /// Makes the folder, and removes what was never finished.
+    pub(crate) fn open(folder: &Path) -> Result<Self> {
+        let failed = Error::io("prepare", folder);
+        fs::create_dir_all(folder).map_err(&failed)?;
+        for entry in fs::read_dir(folder).map_err(&failed)? {
+            let path = entry.map_err(&failed)?.path();
+            if path.extension().is_some_and(|extension| extension == TEMPORARY) {
+                fs::remove_file(&path).map_err(Error::io("delete", &path))?;
+            }
+        }
+        Ok(Self { folder: folder.to_owned() })
+    }
+
+    fn path(&self, txid: Txid) -> PathBuf {
+        self.folder.join(FileName::new(txid, txid).to_string())
+    }
+
+    /// Writes a file with what `pages` encodes, and makes it durable.
+    pub(crate) fn write(
+        &self,
+        header: Header,
+        pages: impl FnOnce(&mut dyn FnMut(ltx::Pgno, &[u8]) -> Result<()>) -> Result<()>,
+    ) -> Result<Staged> {
+        let path = self.path(header.max_txid);
+        let temporary = path.with_extension(TEMPORARY);
+        let staged = self.encode(header, pages, &temporary, &path);
+        if staged.is_err() {
+            // Above all where the disk is full.
+            let _ = fs::remove_file(&temporary);
+        }
+        staged
+    }
+
+    fn encode(
+        &self,
+        header: Header,
+        pages: impl FnOnce(&mut dyn FnMut(ltx::Pgno, &[u8]) -> Result<()>) -> Result<()>,
+        temporary: &Path,
+        path: &Path,
+    ) -> Result<Staged> {
+        let failed = Error::io("write", temporary);
+        let wrong = |source| Error::Ltx { path: temporary.to_owned(), source };
+        let file = files::create(temporary).map_err(&failed)?;
+        let mut encoder = Encoder::new(BufWriter::with_capacity(256 << 10, file), header).map_err(wrong)?;
+        let mut count = 0;
+        pages(&mut |pgno, page| {
+            count += 1;
+            encoder.page(pgno, page).map_err(wrong)
+        })?;
+        let (writer, trailer) = encoder.finish().map_err(wrong)?;
+        let file = writer.into_inner().map_err(|error| failed(error.into_error()))?;
+        let len = file.metadata().map_err(&failed)?.len();
+        file.sync_all().map_err(&failed)?;
+        fs::rename(temporary, path).map_err(&failed)?;
+        files::sync_folder(&self.folder).map_err(&failed)?;
+        Ok(Staged {
+            path: path.to_owned(),
+            txid: header.max_txid,
+            time: header.timestamp,
+            commit: header.commit,
+            pages: count,
+            len,
+            checksum: trailer.file_checksum,
+            complete: count == header.commit.stored_pages(header.page_size),
+        })
+    }
+
+    /// All that is there, ascending.
+    pub(crate) fn txids(&self) -> Result<Vec<Txid>> {
+        let failed = Error::io("list", &self.folder);
+        let mut txids = Vec::new();
+        for entry in fs::read_dir(&self.folder).map_err(&failed)? {
+            let name = entry.map_err(&failed)?.file_name();
+            if let Some(name) = name.to_str().and_then(|name| name.parse::<FileName>().ok())
+                && name.min == name.max
+            {
+                txids.push(name.max);
+            }
+        }
+        txids.sort_unstable();
+        Ok(txids)
+    }
+
+    /// What a file that was left says of itself at both ends. Its pages are not looked at.
+    pub(crate) fn read(&self, txid: Txid) -> Result<Staged> {
+        let path = self.path(txid);
+        let failed = Error::io("read", &path);
+        let wrong = |source| Error::Ltx { path: path.clone(), source };
+        let mut file = files::open_own(&path).map_err(&failed)?;
+        let len = file.metadata().map_err(&failed)?.len();
+        let mut head = [0; HEADER_LEN];
+        file.read_exact(&mut head).map_err(&failed)?;
+        let header = Header::parse(&head).map_err(wrong)?;
+        header.expect_name(FileName::new(txid, txid)).map_err(wrong)?;
+        let mut bytes = Vec::new();
+        while let TailLength::Need(need) = TailLength::measure(&bytes, len).map_err(wrong)? {
+            bytes.resize(need as usize, 0);
+            file.read_exact_at(&mut bytes, len - need).map_err(&failed)?;
+        }
+        let tail = Tail::parse(&bytes, len, &header).map_err(wrong)?;
+        let mut pages = 0;
+        for entry in tail.entries() {
+            entry.map_err(wrong)?;
+            pages += 1;
+        }
+        Ok(Staged {
+            path: path.clone(),
+            txid,
+            time: header.timestamp,
+            commit: header.commit,
+            pages,
+            len,
+            checksum: tail.trailer().file_checksum,
+            complete: pages == header.commit.stored_pages(header.page_size),
+        })
+    }
+
+    /// Deletes what is there up to a TXID, or all above it.
+    pub(crate) fn delete(&self, which: impl Fn(Txid) -> bool) -> Result<()> {
+        for txid in self.txids()?.into_iter().filter(|txid| which(*txid)) {
+            let path = self.path(txid);
+            fs::remove_file(&path).map_err(Error::io("delete", &path))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,11 @@
+//! What capturing promises: whatever an application does, all captured files in order are its database, byte for byte.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+mod captures;
+mod checkpoints;
+mod common;
+mod goes_on;
+mod holes;
+mod processes;
+mod said;
+mod soak;
