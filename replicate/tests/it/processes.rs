@@ -20,7 +20,7 @@ impl Process {
     pub(crate) fn start(role: &str, path: &Path) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "processes::what_a_child_does", "--nocapture"]);
-        command.env(ROLE, role).env(DATABASE, path).stdin(Stdio::null()).stdout(Stdio::null());
+        command.env(ROLE, role).env(DATABASE, path).stdin(Stdio::piped()).stdout(Stdio::null());
         Self(command.spawn().unwrap())
     }
 
@@ -69,6 +69,11 @@ pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 #[test]
 fn what_a_child_does() {
     let (Ok(role), Some(path)) = (std::env::var(ROLE), std::env::var_os(DATABASE)) else { return };
+    // Whoever started this is gone when its end of the pipe is.
+    std::thread::spawn(|| {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        std::process::exit(0);
+    });
     let path = PathBuf::from(path);
     let seed = u64::from(std::process::id());
     match role.as_str() {
