@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use ltx::Timestamp;
+use rusqlite::Connection;
 
 use litestream_replicate::{Capture, Clock};
 
@@ -63,11 +64,16 @@ fn hole_b_a_log_that_began_anew_twice_while_we_were_down() {
     }
     let c = frames(&world.wal());
     assert!(a > c && c >= b, "{a} > {c} ≥ {b}");
+    begins_anew(&mut world, &database);
+}
+
+/// Starts, which takes a snapshot since nothing else is proven, and goes on from there.
+fn begins_anew(world: &mut World, database: &Connection) {
     let mut capture = world.start();
-    world.replica.check(&database);
+    world.replica.check(database);
     assert_eq!(capture.snapshots(), 1);
-    insert(&database, 1, 1);
-    world.pass(&mut capture, &database);
+    insert(database, 1, 1);
+    world.pass(&mut capture, database);
 }
 
 /// In one process: what was known when we stopped must be forgotten.
@@ -84,11 +90,7 @@ fn hole_c_stopped_truncated_and_started_again() {
         if with_frames {
             insert(&database, 10, 3000);
         }
-        let mut capture = world.start();
-        world.replica.check(&database);
-        assert_eq!(capture.snapshots(), 1);
-        insert(&database, 1, 1);
-        world.pass(&mut capture, &database);
+        begins_anew(&mut world, &database);
     }
     // And emptied by ourselves, nothing having happened in between.
     let (mut world, database) = World::with_database(4096);
@@ -127,11 +129,7 @@ fn hole_d_other_frames_at_the_same_offsets_after_a_power_loss() {
         }
         assert_eq!(world.salts(), salts, "the log is still the same one");
         assert_eq!(frames(&world.wal()) < known, fewer);
-        let mut capture = world.start();
-        world.replica.check(&database);
-        assert_eq!(capture.snapshots(), 1);
-        insert(&database, 1, 1);
-        world.pass(&mut capture, &database);
+        begins_anew(&mut world, &database);
     }
 }
 

@@ -92,6 +92,11 @@ impl Source {
     fn uri(&self, more: &str) -> String {
         uri(&self.folder.path().join("replica"), more)
     }
+
+    /// What opens it for writing, with nothing uploaded unless it is asked for.
+    fn writing(&self) -> String {
+        format!("&write_enabled=1&sync_interval=1h&buffer_path={}", self.folder.path().join("buffer").display())
+    }
 }
 
 fn uri(replica: &Path, more: &str) -> String {
@@ -292,8 +297,7 @@ fn rule_05_counters_that_differ_stay_different_so_that_no_stale_size_is_trusted(
     source.put();
     let pages = bytes.len() / 4_096;
     assert!(pages > 3);
-    let folder = source.folder.path().join("buffer");
-    let writing = format!("&write_enabled=1&sync_interval=1h&buffer_path={}", folder.display());
+    let writing = source.writing();
     for more in ["", "&at=0000000000000001", &writing] {
         let connection = open(&source.uri(more)).unwrap();
         let shown = one_state_in_all_pieces(&connection, &bytes);
@@ -304,14 +308,18 @@ fn rule_05_counters_that_differ_stay_different_so_that_no_stale_size_is_trusted(
     }
 }
 
-#[test]
-fn rule_05_a_page_1_that_was_written_here_is_as_sqlite_wrote_it_uploaded_or_not() {
+/// Two connections to one database of 300 rows, which may be written.
+fn writer_and_reader() -> (Source, Connection, Connection) {
     let mut source = Source::new(4_096);
     source.put();
-    let folder = source.folder.path().join("buffer");
-    let more = format!("&write_enabled=1&sync_interval=1h&buffer_path={}", folder.display());
-    let writer = open(&source.uri(&more)).unwrap();
-    let reader = open(&source.uri(&more)).unwrap();
+    let open = || open(&source.uri(&source.writing())).unwrap();
+    let (writer, reader) = (open(), open());
+    (source, writer, reader)
+}
+
+#[test]
+fn rule_05_a_page_1_that_was_written_here_is_as_sqlite_wrote_it_uploaded_or_not() {
+    let (_source, writer, reader) = writer_and_reader();
     let counter = |connection: &Connection| number(&read_at(connection, 0, 100).1, CHANGE_COUNTER);
     for n in 1..5 {
         let before = counter(&writer);
@@ -333,12 +341,7 @@ fn rule_05_a_page_1_that_was_written_here_is_as_sqlite_wrote_it_uploaded_or_not(
 
 #[test]
 fn rule_05_the_counter_counts_for_others_too_where_sqlite_counts_only_once() {
-    let mut source = Source::new(4_096);
-    source.put();
-    let folder = source.folder.path().join("buffer");
-    let more = format!("&write_enabled=1&sync_interval=1h&buffer_path={}", folder.display());
-    let writer = open(&source.uri(&more)).unwrap();
-    let reader = open(&source.uri(&more)).unwrap();
+    let (_source, writer, reader) = writer_and_reader();
     text(&writer, "PRAGMA locking_mode = EXCLUSIVE").unwrap();
     let mut seen = Vec::new();
     for n in 1..6 {
@@ -395,8 +398,7 @@ fn rule_08_what_a_close_has_to_say_is_in_sqlites_log() {
     let mut source = Source::new(4_096);
     source.put();
     let buffer = source.folder.path().join("buffer");
-    let more = format!("&write_enabled=1&sync_interval=1h&shutdown_sync_timeout=50ms&buffer_path={}", buffer.display());
-    let writer = open(&source.uri(&more)).unwrap();
+    let writer = open(&source.uri(&(source.writing() + "&shutdown_sync_timeout=50ms"))).unwrap();
     writer.execute_batch("DELETE FROM t").unwrap();
     // Another writer has gone on meanwhile.
     source.run("DELETE FROM t WHERE n < 100");
@@ -409,9 +411,7 @@ fn rule_08_what_a_close_has_to_say_is_in_sqlites_log() {
 fn rule_08_a_panic_becomes_an_error_and_the_host_lives_on() {
     let mut source = Source::new(4_096);
     source.put();
-    let buffer = source.folder.path().join("buffer");
-    let more = format!("&write_enabled=1&sync_interval=1h&buffer_path={}", buffer.display());
-    let connection = open(&source.uri(&more)).unwrap();
+    let connection = open(&source.uri(&source.writing())).unwrap();
     connection.execute_batch("PRAGMA cache_size = 1").unwrap();
     assert_eq!(text(&connection, "SELECT count(*) FROM t").unwrap(), "300");
     let panicking = |sql: &str| {

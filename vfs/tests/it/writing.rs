@@ -759,14 +759,10 @@ fn rule_11_a_commit_survives_kill_9_here_and_a_synced_one_everywhere() {
     assert!(committed > 100 && durable > 0, "{committed} {durable}");
 }
 
-#[test]
-fn rule_12_a_writer_that_slept_too_long_finds_out() {
-    let desk = Desk::new();
-    let sleeper = desk.open("sleeper", "&write_enabled=1&sync_interval=1h&fence_window=1s");
-    sleeper.execute_batch(TABLE).unwrap();
-    assert_eq!(sync(&sleeper), "0000000000000001");
-    // Another goes on; its first files are merged and deleted, so that the sleeper's next number is free again.
-    let other = desk.open("other", &format!("{BY_HAND}&poll_interval=2s"));
+/// Another writer goes on, and its first file is deleted as if it had been merged, so that a sleeper's next number is free again; and more than
+/// a second passes by the store's clock. Returns the writer, and the key that is free.
+fn another_goes_on(desk: &Desk, more: &str) -> (Connection, String) {
+    let other = desk.open("other", &format!("{BY_HAND}{more}"));
     for n in 0..4 {
         other.execute("INSERT INTO t VALUES (?, 'other')", [n]).unwrap();
         sync(&other);
@@ -775,6 +771,16 @@ fn rule_12_a_writer_that_slept_too_long_finds_out() {
     assert!(desk.server.remove_object(BUCKET, &gone));
     let started = Instant::now();
     eventually("the window to pass", || started.elapsed() > Duration::from_millis(2_500));
+    (other, gone)
+}
+
+#[test]
+fn rule_12_a_writer_that_slept_too_long_finds_out() {
+    let desk = Desk::new();
+    let sleeper = desk.open("sleeper", "&write_enabled=1&sync_interval=1h&fence_window=1s");
+    sleeper.execute_batch(TABLE).unwrap();
+    assert_eq!(sync(&sleeper), "0000000000000001");
+    let (_other, gone) = another_goes_on(&desk, "&poll_interval=2s");
     sleeper.execute_batch("INSERT INTO t VALUES (100, 'sleeper')").unwrap();
     let error = text(&sleeper, "PRAGMA litestream_sync").unwrap_err().to_string();
     assert!(error.contains("fenced: transaction"), "{error}");
@@ -790,15 +796,7 @@ fn rule_12_a_writer_that_slept_since_it_was_opened_finds_out() {
     writer.close().unwrap();
     let sleeper = desk.open("sleeper", &format!("{BY_HAND}&poll_interval=2s&fence_window=1s"));
     sleeper.execute_batch("INSERT INTO t VALUES (100, 'sleeper')").unwrap();
-    let other = desk.open("other", &format!("{BY_HAND}&poll_interval=3s"));
-    for n in 0..4 {
-        other.execute("INSERT INTO t VALUES (?, 'other')", [n]).unwrap();
-        sync(&other);
-    }
-    let gone = format!("db/0000/{0:016x}-{0:016x}.ltx", 2);
-    assert!(desk.server.remove_object(BUCKET, &gone));
-    let started = Instant::now();
-    eventually("the window to pass", || started.elapsed() > Duration::from_millis(2_500));
+    let (_other, gone) = another_goes_on(&desk, "&poll_interval=3s");
     let error = text(&sleeper, "PRAGMA litestream_sync").unwrap_err().to_string();
     assert!(error.contains("fenced: transaction 0000000000000003 was written by writer "), "{error}");
     assert!(!desk.server.keys(BUCKET).contains(&gone), "what was put too late is deleted");
