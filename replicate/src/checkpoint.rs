@@ -46,14 +46,14 @@ impl Capture {
         }
         let settings = &self.settings;
         let interval = i64::try_from(settings.checkpoint_interval.as_millis()).unwrap_or(i64::MAX);
-        let old = |since: Timestamp| time.0.saturating_sub(since.0) >= interval;
+        let old = |since: Timestamp| interval > 0 && time.0.saturating_sub(since.0) >= interval;
         let tried = self.upkeep.tried.is_some_and(|(salts, frames, when)| {
             salts == index.salts && index.frames < frames.saturating_add(settings.checkpoint_pages) && !old(when)
         });
         if index.frames == 0 || tried {
             return Ok(self.take_ready());
         }
-        let long = index.frames >= settings.truncate_pages;
+        let long = settings.truncate_pages > 0 && index.frames >= settings.truncate_pages;
         if long || settings.truncate_when_alone && !self.locks.in_use() {
             self.upkeep.tried = Some((index.salts, index.frames, time));
             self.truncate()?;

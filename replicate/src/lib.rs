@@ -23,13 +23,16 @@
 mod build;
 mod capture;
 mod checkpoint;
+mod digest;
 mod error;
 mod files;
 mod stage;
 mod state;
 mod sys;
 pub mod wal;
+mod whole;
 
 pub use capture::{Capture, Clock, Newest, Remote, Settings};
+pub use digest::Digest;
 pub use error::{Error, Result};
 pub use stage::Staged;
