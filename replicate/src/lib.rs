@@ -23,6 +23,7 @@
 mod build;
 mod capture;
 mod checkpoint;
+pub mod daemon;
 mod digest;
 mod error;
 mod files;
@@ -36,3 +37,4 @@ pub use capture::{Capture, Clock, Newest, Remote, Settings};
 pub use digest::Digest;
 pub use error::{Error, Result};
 pub use stage::Staged;
+pub use state::Left;
