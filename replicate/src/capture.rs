@@ -21,6 +21,12 @@ use crate::sys::Attached;
 use crate::wal::{Backfill, Index, Log, Place, Salts, Unproven, Unsettled};
 use crate::{Error, Result};
 
+mod park;
+mod rest;
+
+pub use park::Parked;
+pub use rest::{NotNow, Refused, Resting};
+
 /// How often an index that is being written is looked at again before it counts as left behind.
 const TRIES: u32 = 2000;
 /// After how many milliseconds it is looked again whether the files are still the same.
@@ -44,6 +50,9 @@ pub struct Settings {
     pub checkpoint_interval: Duration,
     /// Whether the log is emptied when no other process has the database open. Connections in our own process do not show. Default: yes.
     pub truncate_when_alone: bool,
+    /// Whether this process has no connections to the database but ours. Descriptors may be closed then once the database is let go; otherwise
+    /// they stay open, since closing them would take SQLite's locks away. Default: no.
+    pub alone_in_process: bool,
     /// How long to wait for a lock. Default: 500 ms.
     pub patience: Duration,
 }
@@ -61,6 +70,7 @@ impl Settings {
             truncate_pages: 121_359,
             checkpoint_interval: Duration::from_secs(60),
             truncate_when_alone: true,
+            alone_in_process: false,
             patience: Duration::from_millis(500),
         }
     }
@@ -107,6 +117,8 @@ pub struct Capture {
     pub(crate) hold: Hold,
     pub(crate) log: File,
     pub(crate) locks: Locks,
+    /// The same for the database file.
+    database: Locks,
     /// The database, its log and its index, as they were found, and when they were last looked at.
     files: Vec<(PathBuf, Option<Identity>)>,
     checked: Timestamp,
@@ -186,12 +198,24 @@ impl Capture {
     ///
     /// # Errors
     /// Why the database cannot be captured. Nothing is held then.
-    pub fn start(settings: Settings, mut clock: Clock, remote: &mut dyn Remote) -> Result<(Self, Vec<Staged>)> {
+    pub fn start(settings: Settings, clock: Clock, remote: &mut dyn Remote) -> Result<(Self, Vec<Staged>)> {
+        Self::start_from(settings, clock, remote, None)
+    }
+
+    fn start_from(
+        settings: Settings,
+        mut clock: Clock,
+        remote: &mut dyn Remote,
+        parked: Option<&Parked>,
+    ) -> Result<(Self, Vec<Staged>)> {
         let given = &settings.database;
         let path = given.canonicalize().map_err(Error::io("find", given))?;
+        // These are closed after the connections, whatever happens.
+        let database = Locks::open(&path).map_err(Error::io("open", &path))?;
+        let locks;
         let first = Attached::open(&path, settings.patience)?;
         let page_size = wal_mode(&first, &path)?;
-        first.begin().map_err(|error| match Locks::open(&path).ok().and_then(|locks| locks.exclusive()) {
+        first.begin().map_err(|error| match database.exclusive() {
             Some(pid) if error.is_busy() => Error::Exclusive { path: path.clone(), pid },
             _ => error,
         })?;
@@ -199,7 +223,11 @@ impl Capture {
         let log_path = beside(&path, "-wal");
         let log = files::open_log(&log_path).map_err(Error::io("open", &log_path))?;
         let index_path = beside(&path, "-shm");
-        let locks = Locks::open(&index_path).map_err(Error::io("open", &index_path))?;
+        locks = Locks::open(&index_path).map_err(Error::io("open", &index_path))?;
+        if settings.alone_in_process {
+            database.0.may_close();
+            locks.0.may_close();
+        }
         let mut files = Vec::new();
         for path in [&path, &log_path, &index_path] {
             files.push((path.clone(), Identity::at(path).map_err(Error::io("look at", path))?));
@@ -223,6 +251,7 @@ impl Capture {
             hold: Hold { index: now.index, full: false, pinned: false },
             log,
             locks,
+            database,
             files,
             checked: clock(),
             path,
@@ -243,6 +272,12 @@ impl Capture {
         };
         if doubt.is_none() {
             doubt = capture.doubt(&now.index)?;
+            if doubt.is_some() && capture.is_as_parked(parked)? {
+                // From the beginning of the log, whatever log it is.
+                let place = Place { frame: 0, sum: now.index.sum };
+                capture.position = Position { salts: Salts::default(), place, ..capture.position };
+                doubt = None;
+            }
         }
         match doubt {
             None => capture.capture(&now)?,
@@ -565,6 +600,11 @@ impl Capture {
         tracing::warn!(path = %self.path.display(), why, "taking a new snapshot");
         self.snapshots += 1;
         self.snapshot(now)
+    }
+
+    /// Whether the database file shows that nothing is missing, where the log does not.
+    fn is_as_parked(&self, parked: Option<&Parked>) -> Result<bool> {
+        parked.zip(self.state.as_ref()).map_or(Ok(false), |(parked, state)| parked.proves(state))
     }
 
     /// Why the log is not proven to go on where it was left.

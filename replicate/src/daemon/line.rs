@@ -314,6 +314,9 @@ impl Line {
                     () = tokio::time::sleep_until(until.into()) => {}
                     () = self.hurry.notified() => {}
                 }
+                if self.state().is_stuck() {
+                    continue;
+                }
             }
             let Ok(permit) = permits.acquire().await else { return };
             let started = Instant::now();
