@@ -14,13 +14,19 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 use super::line::Line;
 use super::spec::Spec;
 use super::status::{Counters, Phase, Status};
+use super::sweep::Place;
 use super::{ControlError, Shared, Synced};
-use crate::{Capture, Error, Left, Newest, Remote, Staged};
+use crate::{Capture, Error, Left, Newest, Parked, Refused, Remote, Resting, Staged};
 
 /// The pauses after which a database is tried again that cannot be captured.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// The longest pause between two passes where uploads do not keep up.
 const LONGEST_PACE: u32 = 60;
+/// How often a database that does not change is looked at all the same, as long as it does not rest.
+const LOOK: Duration = Duration::from_secs(1);
+/// How many descriptors a database uses while it is captured, and while it rests.
+pub(crate) const LIVE: u32 = 10;
+pub(crate) const RESTING: u32 = 2;
 
 /// A database.
 #[derive(Debug)]
@@ -60,8 +66,12 @@ pub(crate) struct Face {
     concern: Option<String>,
     disk_full: bool,
     counters: Counters,
+    /// A checkpoint of the application waits for us.
+    urgent: bool,
     /// What is held while there is no driver.
     held: Held,
+    /// Its place among those that are looked at.
+    place: Option<Arc<Place>>,
 }
 
 /// What holds the database.
@@ -69,7 +79,9 @@ pub(crate) struct Face {
 enum Held {
     #[default]
     Nothing,
-    Live(Box<Capture>),
+    Live(Box<Capture>, OwnedSemaphorePermit),
+    Resting(Box<Resting>, OwnedSemaphorePermit),
+    Parked(Arc<Parked>),
 }
 
 /// What the replicas hold, asked before.
@@ -90,7 +102,7 @@ impl Remote for Known {
 }
 
 /// Why a database is not captured.
-enum Refused {
+enum NotTaken {
     /// There is none yet.
     Missing,
     /// No replica could be asked.
@@ -117,7 +129,9 @@ impl Database {
             concern: None,
             disk_full: false,
             counters: Counters::default(),
+            urgent: false,
             held: Held::Nothing,
+            place: None,
         };
         Self {
             spec,
@@ -152,7 +166,7 @@ impl Database {
         }
         let held = std::mem::take(&mut face.held);
         drop(face);
-        tokio::spawn(Box::pin(drive(self.clone(), shared.clone(), held, None)));
+        shared.runtime.spawn(Box::pin(drive(self.clone(), shared.clone(), held, None)));
     }
 
     /// Takes it up for the first time.
@@ -180,6 +194,59 @@ impl Database {
         let txid = self.face().txid;
         let durable = self.lines.iter().map(|line| line.reached().unwrap_or_default()).min().unwrap_or_default();
         Synced { txid, durable: durable.min(txid) }
+    }
+
+    /// Says that something has happened to the files.
+    pub(crate) fn notice(self: &Arc<Self>, shared: &Arc<Shared>, urgent: bool) {
+        {
+            let mut face = self.face();
+            if urgent {
+                face.urgent = true;
+            } else {
+                face.changed.get_or_insert_with(Instant::now);
+            }
+        }
+        self.rouse(shared);
+    }
+
+    /// Whether a database that rests or is parked has to be taken up, for another reason than that the index has changed. What is parked may
+    /// have changed as well.
+    pub(crate) fn is_odd(&self) -> bool {
+        match &self.face().held {
+            // What is wrong, the driver will find.
+            Held::Resting(resting, _) => resting.is_left_alone() || resting.check_files().is_err(),
+            Held::Parked(parked) => parked.changed().unwrap_or(true),
+            Held::Nothing | Held::Live(..) => false,
+        }
+    }
+
+    /// Lets go of a database that rests, where that can be done safely.
+    pub(crate) fn park(&self) {
+        let mut face = self.face();
+        match std::mem::take(&mut face.held) {
+            Held::Resting(resting, permit) => match resting.park() {
+                Ok(parked) => {
+                    drop(permit);
+                    face.held = Held::Parked(Arc::new(parked));
+                    let place = face.place.clone();
+                    drop(face);
+                    if let Some(place) = place {
+                        place.parked();
+                    }
+                }
+                Err(refused) => face.held = Held::Resting(Box::new(refused.unharmed), permit),
+            },
+            held => face.held = held,
+        }
+    }
+
+    /// Whether it rests, and nothing was committed since.
+    fn is_at_rest(&self, face: &Face) -> bool {
+        match &face.held {
+            Held::Resting(resting, _) => !face.driven && resting.changed().is_ok_and(|changed| !changed),
+            Held::Parked(parked) => !face.driven && parked.changed().is_ok_and(|changed| !changed),
+            Held::Nothing | Held::Live(..) => false,
+        }
     }
 
     /// Sees that what waits is uploaded.
@@ -227,9 +294,14 @@ impl Database {
                 return Err(ControlError::Stopped(self.path().to_owned()));
             }
             face.asked += 1;
+            if face.snapshot.is_none() && self.is_at_rest(&face) {
+                face.answered = face.asked;
+            }
             face.asked
         };
-        self.rouse(shared);
+        if self.face().answered < asked {
+            self.rouse(shared);
+        }
         self.hurry();
         self.wait_until(asked, durable, patience).await
     }
@@ -309,10 +381,13 @@ impl Database {
         let asked = {
             let mut face = self.face();
             face.asked += 1;
+            if self.is_at_rest(&face) {
+                face.answered = face.asked;
+            }
             face.asked
         };
         let fresh = self.face().phase != Phase::Stopped;
-        if fresh {
+        if fresh && self.face().answered < asked {
             self.rouse(shared);
         }
         self.hurry();
@@ -407,11 +482,11 @@ impl Database {
     }
 
     /// Notes what is wrong, and says so where it was not known.
-    fn refuse(&self, refused: &Refused, disk_full: bool) {
+    fn refuse(&self, refused: &NotTaken, disk_full: bool) {
         let (why, quiet) = match refused {
-            Refused::Missing => ("there is no such file yet; replication begins when it is there".to_owned(), true),
-            Refused::Remote(why) => (format!("cannot ask the replica what it holds: {why}"), false),
-            Refused::Capture(error) => (error.to_string(), false),
+            NotTaken::Missing => ("there is no such file yet; replication begins when it is there".to_owned(), true),
+            NotTaken::Remote(why) => (format!("cannot ask the replica what it holds: {why}"), false),
+            NotTaken::Capture(error) => (error.to_string(), false),
         };
         let mut face = self.face();
         let news = face.error.as_ref() != Some(&why);
@@ -473,40 +548,97 @@ impl Driver {
         if self.database.face().ending {
             return self.finish().await;
         }
-        let capture = match std::mem::take(&mut self.held) {
-            Held::Live(capture) => capture,
-            Held::Nothing => match self.take_up().await {
-                Ok(capture) => capture,
+        let (capture, permit) = match std::mem::take(&mut self.held) {
+            Held::Live(capture, permit) => (capture, permit),
+            held => match self.take_up(held).await {
+                Ok(taken) => taken,
                 Err(refused) => return Some(self.refused(&refused)),
             },
         };
-        self.tick(capture).await
+        self.tick(capture, permit).await
     }
 
-    fn refused(&mut self, refused: &Refused) -> Instant {
-        let disk_full = matches!(refused, Refused::Capture(error) if error.is_disk_full());
+    fn refused(&mut self, refused: &NotTaken) -> Instant {
+        let disk_full = matches!(refused, NotTaken::Capture(error) if error.is_disk_full());
         self.database.refuse(refused, disk_full);
         self.failures += 1;
         let pause = match refused {
             // It costs next to nothing to look.
-            Refused::Missing => PAUSE.0,
+            NotTaken::Missing => PAUSE.0,
             _ => (PAUSE.0 * 2_u32.pow(self.failures.min(6) - 1)).min(PAUSE.1),
         };
         Instant::now() + pause
     }
 
-    /// Takes up the database: asks the replicas what they hold, then begins to hold it.
-    async fn take_up(&mut self) -> Result<Box<Capture>, Refused> {
+    /// Takes up the database, from wherever it was left.
+    async fn take_up(&mut self, held: Held) -> Result<(Box<Capture>, OwnedSemaphorePermit), NotTaken> {
+        let clock = self.shared.options.clock.clone();
+        let Ok(room) = self.shared.descriptors.clone().acquire_many_owned(LIVE).await else {
+            return Err(NotTaken::Missing);
+        };
+        let capture = match held {
+            Held::Live(capture, permit) => return Ok((capture, permit)),
+            Held::Resting(resting, permit) => {
+                let woken = blocking(move || resting.wake(Box::new(move || clock()))).await;
+                match woken {
+                    Some(Ok(capture)) => {
+                        drop(permit);
+                        Box::new(capture)
+                    }
+                    Some(Err(refused)) => {
+                        let Refused { unharmed, why } = *refused;
+                        if !matches!(why, Error::Replaced(_) | Error::Deleted(_)) {
+                            self.held = Held::Resting(Box::new(unharmed), permit);
+                        }
+                        return Err(NotTaken::Capture(why));
+                    }
+                    None => return Err(NotTaken::Remote("it could not be taken up".to_owned())),
+                }
+            }
+            Held::Parked(parked) => {
+                self.held = Held::Parked(parked.clone());
+                let capture = self.begin(Some(parked)).await?;
+                self.held = Held::Nothing;
+                capture
+            }
+            Held::Nothing => self.begin(None).await?,
+        };
+        self.live(&capture);
+        Ok((capture, room))
+    }
+
+    /// It is being captured from now on.
+    fn live(&mut self, capture: &Capture) {
+        let place = {
+            let mut face = self.database.face();
+            face.phase = Phase::Live;
+            face.error = None;
+            face.disk_full = false;
+            face.place.get_or_insert_with(|| Arc::new(Place::new(&self.shared, &self.database))).clone()
+        };
+        match capture.watch() {
+            Ok(watch) => place.hot(Some(watch), capture.seen()),
+            Err(error) => {
+                tracing::warn!(path = %self.database.path().display(), %error, "changes are noticed late");
+                place.blind();
+            }
+        }
+        (self.failures, self.quiet) = (0, Instant::now());
+        self.database.progress.notify_waiters();
+    }
+
+    /// Asks the replicas what they hold, then begins to hold the database.
+    async fn begin(&mut self, parked: Option<Arc<Parked>>) -> Result<Box<Capture>, NotTaken> {
         let database = &self.database;
         let _permit = match self.permit.take() {
             Some(permit) => permit,
             None => match self.shared.starts.clone().acquire_owned().await {
                 Ok(permit) => permit,
-                Err(_) => return Err(Refused::Missing),
+                Err(_) => return Err(NotTaken::Missing),
             },
         };
         if !database.path().exists() {
-            return Err(Refused::Missing);
+            return Err(NotTaken::Missing);
         }
         let left = Left::read(&database.folder());
         for line in &database.lines {
@@ -531,33 +663,34 @@ impl Driver {
             }
         }
         if reachable == 0 {
-            return Err(Refused::Remote(if why.is_empty() { "another writer went on".to_owned() } else { why }));
+            return Err(NotTaken::Remote(if why.is_empty() { "another writer went on".to_owned() } else { why }));
         }
         let (settings, clock) = (database.spec.settings.clone(), self.shared.options.clock.clone());
         let started = Instant::now();
-        let capture =
-            blocking(move || Capture::start(settings, Box::new(move || clock()), &mut Known { newest, floor })).await;
+        let capture = blocking(move || {
+            let (clock, mut known) = (Box::new(move || clock()), Known { newest, floor });
+            match parked {
+                Some(parked) => parked.wake(clock, &mut known),
+                None => Capture::start(settings, clock, &mut known),
+            }
+        })
+        .await;
         let (capture, staged) = match capture {
             Some(Ok(started)) => started,
-            Some(Err(error)) => return Err(Refused::Capture(error)),
-            None => return Err(Refused::Remote("it could not be asked".to_owned())),
+            Some(Err(error)) => return Err(NotTaken::Capture(error)),
+            None => return Err(NotTaken::Remote("it could not be asked".to_owned())),
         };
         for line in &database.lines {
             line.refill(&staged, started);
         }
         {
             let mut face = database.face();
-            face.phase = Phase::Live;
-            face.error = None;
-            face.disk_full = false;
-            face.changed = None;
             face.txid = capture.txid();
             face.counters.snapshots += u64::from(capture.snapshots());
         }
         tracing::debug!(path = %database.path().display(), txid = %capture.txid(), "replicating");
-        (self.failures, self.last, self.quiet) = (0, Some(Instant::now()), Instant::now());
+        self.last = Some(Instant::now());
         database.upload(&self.shared);
-        database.progress.notify_waiters();
         Ok(Box::new(capture))
     }
 
@@ -574,23 +707,27 @@ impl Driver {
     }
 
     /// Captures where that is due. Tells when it will be.
-    async fn tick(&mut self, mut capture: Box<Capture>) -> Option<Instant> {
+    async fn tick(&mut self, mut capture: Box<Capture>, permit: OwnedSemaphorePermit) -> Option<Instant> {
         let now = Instant::now();
-        let (asked, answered, snapshot) = {
+        let (asked, changed, snapshot) = {
             let mut face = self.database.face();
-            (face.asked, face.answered, face.snapshot.take())
+            let now = face.urgent || face.asked > face.answered;
+            face.urgent = false;
+            (now.then_some(face.asked), face.changed, face.snapshot.take())
         };
-        let due = self.last.map_or(now, |last| last + self.pace());
         let based = self.database.lines.iter().any(|line| line.needs_base());
         let snapshot = snapshot.or_else(|| based.then(|| "a replica lacks what comes before".to_owned()));
-        if now < due && asked == answered && snapshot.is_none() {
-            self.held = Held::Live(capture);
+        let wait = if changed.is_some() { self.pace() } else { LOOK };
+        let due = self.last.map_or(now, |last| last + wait);
+        if now < due && asked.is_none() && snapshot.is_none() {
+            self.held = Held::Live(capture, permit);
             return Some(due);
         }
         let started = Instant::now();
         self.last = Some(started);
+        let since = self.database.face().changed.take();
         let before = capture.snapshots();
-        let Ok(permit) = self.shared.captures.acquire().await else { return None };
+        let Ok(turn) = self.shared.captures.acquire().await else { return None };
         let done = blocking(move || {
             let mut staged = Vec::new();
             let mut outcome = capture.pass().map(|more| staged.extend(more));
@@ -603,38 +740,109 @@ impl Driver {
             (capture, staged, outcome)
         })
         .await;
-        drop(permit);
+        drop(turn);
         let Some((capture, staged, outcome)) = done else {
-            return Some(self.refused(&Refused::Remote("it could not be captured".to_owned())));
+            return Some(self.refused(&NotTaken::Remote("it could not be captured".to_owned())));
         };
-        let since = self.database.face().changed.take().unwrap_or(started);
-        self.queue(&staged, since);
+        self.queue(&staged, since.unwrap_or(started));
         self.note(&capture, &staged, started, capture.snapshots() - before);
         self.database.upload(&self.shared);
         match outcome {
             Ok(()) => {
-                let mut face = self.database.face();
-                face.answered = face.answered.max(asked);
-                face.error = None;
-                face.disk_full = false;
-                face.phase = Phase::Live;
-                drop(face);
+                {
+                    let mut face = self.database.face();
+                    if let Some(asked) = asked {
+                        face.answered = face.answered.max(asked);
+                    }
+                    (face.error, face.disk_full, face.phase) = (None, false, Phase::Live);
+                }
                 self.failures = 0;
                 self.database.progress.notify_waiters();
-                self.held = Held::Live(capture);
-                Some(self.last.map_or(now, |last| last + self.pace()))
+                self.rest(capture, permit).await
             }
             Err(error @ (Error::Replaced(_) | Error::Deleted(_))) => {
                 // What was held is nobody's any more.
                 let anew = self.failures == 0;
-                let later = self.refused(&Refused::Capture(error));
+                let later = self.refused(&NotTaken::Capture(error));
                 Some(if anew { Instant::now() } else { later })
             }
             Err(error) => {
-                self.held = Held::Live(capture);
-                Some(self.refused(&Refused::Capture(error)))
+                self.held = Held::Live(capture, permit);
+                let mut face = self.database.face();
+                face.changed = face.changed.min(since).or(since).or(face.changed);
+                drop(face);
+                Some(self.refused(&NotTaken::Capture(error)))
             }
         }
+    }
+
+    /// Lets the database rest where nothing has changed for long, and the driver end. Otherwise tells when there is something to do.
+    async fn rest(&mut self, mut capture: Box<Capture>, mut permit: OwnedSemaphorePermit) -> Option<Instant> {
+        let now = Instant::now();
+        let place = self.database.face().place.clone();
+        if let Some(place) = &place {
+            place.hot(None, capture.seen());
+        }
+        let lines = &self.database.lines;
+        if now < self.quiet + self.shared.options.rest_after || lines.iter().any(|line| line.needs_base()) {
+            self.held = Held::Live(capture, permit);
+            return Some(now + LOOK);
+        }
+        // Whatever comes of it, it is tried again only after a while.
+        self.quiet = now;
+        let done = blocking(move || match capture.checkpoint_now() {
+            Ok(staged) if staged.is_empty() => (capture.rest().map_err(|refused| refused.unharmed), staged),
+            Ok(staged) => (Err(*capture), staged),
+            Err(error) => {
+                tracing::debug!(%error, "cannot checkpoint");
+                (Err(*capture), Vec::new())
+            }
+        })
+        .await;
+        let Some((rested, staged)) = done else {
+            return Some(self.refused(&NotTaken::Remote("it could not be left to rest".to_owned())));
+        };
+        self.queue(&staged, now);
+        let resting = match rested {
+            Ok(resting) => resting,
+            Err(capture) => {
+                if let Some(place) = &place {
+                    place.hot(None, capture.seen());
+                }
+                self.database.upload(&self.shared);
+                self.held = Held::Live(Box::new(capture), permit);
+                return Some(now + LOOK);
+            }
+        };
+        let kept = permit.split(RESTING as usize);
+        drop(permit);
+        let (Some(kept), Some(place)) = (kept, place) else { return Some(now) };
+        for line in lines {
+            line.forget_files();
+        }
+        let watch = resting.watch();
+        let mut face = self.database.face();
+        let wanted = face.ending || face.asked > face.answered || face.snapshot.is_some();
+        let held = Held::Resting(Box::new(resting), kept);
+        let Ok(watch) = watch else {
+            self.held = held;
+            return Some(now);
+        };
+        if wanted {
+            self.held = held;
+            return Some(now);
+        }
+        let Held::Resting(resting, _) = &held else { return Some(now) };
+        let seen = resting.seen();
+        face.held = held;
+        face.phase = Phase::Idle;
+        face.driven = false;
+        face.changed = None;
+        drop(face);
+        // What has changed by now shows when it is looked at.
+        place.cold(watch, seen);
+        self.database.progress.notify_waiters();
+        None
     }
 
     /// Hands out what was captured.
@@ -661,21 +869,24 @@ impl Driver {
 
     /// Captures what is left, and lets go.
     async fn finish(&mut self) -> Option<Instant> {
-        if let Held::Live(capture) = std::mem::take(&mut self.held) {
-            let outcome = blocking(move || capture.stop()).await;
-            match outcome {
-                Some(Ok(staged)) => {
-                    let now = Instant::now();
-                    self.queue(&staged, now);
-                    if let Some(last) = staged.last() {
-                        self.database.face().txid = last.txid;
-                    }
-                    self.database.upload(&self.shared);
+        let clock = self.shared.options.clock.clone();
+        let outcome = match std::mem::take(&mut self.held) {
+            Held::Live(capture, _permit) => blocking(move || capture.stop()).await,
+            Held::Resting(resting, _permit) => blocking(move || resting.stop(Box::new(move || clock()))).await,
+            Held::Nothing | Held::Parked(_) => None,
+        };
+        match outcome {
+            Some(Ok(staged)) => {
+                self.queue(&staged, Instant::now());
+                if let Some(last) = staged.last() {
+                    self.database.face().txid = last.txid;
                 }
-                Some(Err(error)) => self.database.refuse(&Refused::Capture(error), false),
-                None => {}
+                self.database.upload(&self.shared);
             }
+            Some(Err(error)) => self.database.refuse(&NotTaken::Capture(error), false),
+            None => {}
         }
+        self.database.face().place = None;
         let mut face = self.database.face();
         let again = !face.stopped;
         face.ending = false;

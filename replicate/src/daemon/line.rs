@@ -287,12 +287,6 @@ impl Line {
         self.state().queue.len()
     }
 
-    /// Whether nothing is to be done, now or later, unless the database changes.
-    pub(crate) fn is_quiet(&self) -> bool {
-        let state = self.state();
-        !state.busy && (state.queue.is_empty() || state.fenced.is_some())
-    }
-
     /// Why uploading fails, if it does.
     pub(crate) fn error(&self) -> Option<String> {
         let state = self.state();

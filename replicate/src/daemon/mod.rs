@@ -7,6 +7,7 @@ mod database;
 mod line;
 mod spec;
 mod status;
+mod sweep;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -82,6 +83,17 @@ struct Shared {
     /// Those that are to be taken up, one after the other.
     queue: Mutex<VecDeque<Arc<Database>>>,
     starting: AtomicBool,
+    /// One for each descriptor that databases may use, and how many are few, and enough.
+    descriptors: Arc<Semaphore>,
+    room: (usize, usize),
+    sweep: sweep::Sweep,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.sweep.end();
+    }
 }
 
 impl Shared {
@@ -102,6 +114,8 @@ impl Daemon {
     /// Nothing is replicated yet.
     #[must_use]
     pub fn new(options: Options) -> Self {
+        let descriptors = usize::try_from(options.descriptors).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        let some = options.starts.max(1) * database::LIVE as usize;
         let shared = Arc::new(Shared {
             captures: Semaphore::new(options.captures.max(1)),
             starts: Arc::new(Semaphore::new(options.starts.max(1))),
@@ -110,9 +124,18 @@ impl Daemon {
             databases: Mutex::default(),
             queue: Mutex::default(),
             starting: AtomicBool::new(false),
+            descriptors: Arc::new(Semaphore::new(descriptors)),
+            room: (some.min(descriptors / 4), (2 * some).min(descriptors / 2)),
+            sweep: sweep::Sweep::default(),
+            runtime: tokio::runtime::Handle::current(),
             options,
         });
         tokio::spawn(keep(Arc::downgrade(&shared)));
+        let swept = Arc::downgrade(&shared);
+        let thread = std::thread::Builder::new().name("litestream-sweep".to_owned()).spawn(move || sweep::run(&swept));
+        if let Err(error) = thread {
+            tracing::error!(%error, "cannot start a thread: changes are noticed late");
+        }
         Self(shared)
     }
 

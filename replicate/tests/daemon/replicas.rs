@@ -109,6 +109,7 @@ async fn a_replica_that_is_down_holds_up_no_other_and_catches_up() {
     drop(daemon);
     let daemon = Daemon::new(options());
     daemon.register(spec);
+    daemon.sync(&path, false, PATIENCE).await.unwrap();
     insert(&database, 1);
     let asked = daemon.sync(&path, false, PATIENCE).await.unwrap();
     until("one has it", || status(&daemon, &path).replicas[0].txid == Some(asked.txid)).await;
