@@ -23,6 +23,7 @@
 mod build;
 mod capture;
 mod checkpoint;
+pub mod daemon;
 mod error;
 mod files;
 mod stage;
