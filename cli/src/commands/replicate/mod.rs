@@ -4,11 +4,16 @@
 //! they are registered, the child starts after that, and whatever ends the daemon, the replicas are brought up to date first.
 
 mod child;
+mod heartbeat;
+mod hints;
 mod missing;
 mod once;
 mod plan;
 mod running;
+mod sharing;
 mod signals;
+mod table;
+mod watch;
 mod words;
 
 use std::process::ExitCode;
@@ -17,6 +22,7 @@ use std::sync::Arc;
 use futures::stream::{self, StreamExt};
 use litestream_config::DbConfig;
 use litestream_replicate::daemon::Spec;
+use tokio::task::JoinSet;
 
 use crate::args::{Common, ReplicateArgs, tracing_level};
 use crate::logging::{self, Screen};
@@ -25,6 +31,8 @@ use child::Child;
 use plan::{Plan, Problems};
 use running::Running;
 use signals::{Signal, Signals};
+use table::Table;
+use watch::Watch;
 use words::Words;
 
 /// How many databases' replicas are opened at once.
@@ -55,6 +63,15 @@ async fn serve(common: &Common, args: &ReplicateArgs, plan: Plan, screen: &Scree
         return Ok(signal.code());
     }
     let paths = register(&running, specs);
+    let mut beside = JoinSet::new();
+    if !args.once {
+        beside.spawn(heartbeat::run(running.clone()));
+        if let Some(watch) = Watch::new(&running, &paths) {
+            beside.spawn(watch.run());
+        }
+    }
+    // A child has the terminal for itself.
+    let table = (screen.is_seen() && command.is_none()).then(|| Table::show(&running, screen));
     let outcome = if args.once {
         tokio::select! {
             outcome = once::run(&running, common, args, &paths) => outcome,
@@ -70,7 +87,9 @@ async fn serve(common: &Common, args: &ReplicateArgs, plan: Plan, screen: &Scree
         tracing::info!(%signal, "ending");
         Ok(ExitCode::SUCCESS)
     };
+    beside.shutdown().await;
     let up_to_date = shut_down(&running, &mut signals).await;
+    drop(table);
     match outcome {
         Ok(code) if code != ExitCode::SUCCESS => Ok(code),
         Ok(_) if !up_to_date => Ok(ExitCode::FAILURE),
