@@ -5,6 +5,7 @@ pub(crate) mod databases;
 pub(crate) mod follow;
 pub(crate) mod generate;
 pub(crate) mod ltx;
+pub(crate) mod replicate;
 pub(crate) mod restore;
 pub(crate) mod version;
 pub(crate) mod vfs_buffer;
