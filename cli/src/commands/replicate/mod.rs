@@ -43,6 +43,9 @@ pub(crate) fn run(
     args: &ReplicateArgs,
     log_level: Option<tracing::Level>,
 ) -> anyhow::Result<ExitCode> {
+    if !litestream_replicate::frugal() {
+        tracing::debug!("SQLite was used before: connections take more memory than they need");
+    }
     let plan = Plan::new(common, args)?;
     let screen = Screen::stderr();
     let logging = &plan.config.logging;
