@@ -23,9 +23,14 @@
 mod build;
 mod capture;
 mod checkpoint;
+mod concern;
 mod digest;
 mod error;
+#[cfg(test)]
+mod faults;
 mod files;
+mod outside;
+mod place;
 mod stage;
 mod state;
 mod sys;
@@ -33,6 +38,7 @@ pub mod wal;
 mod whole;
 
 pub use capture::{Capture, Clock, Newest, Remote, Settings};
+pub use concern::Concern;
 pub use digest::Digest;
 pub use error::{Error, Result};
 pub use stage::Staged;

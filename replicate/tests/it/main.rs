@@ -8,5 +8,6 @@ mod common;
 mod goes_on;
 mod holes;
 mod processes;
-mod said;
+
 mod soak;
+mod table;
