@@ -5,6 +5,7 @@ mod asked;
 mod captures;
 mod checkpoints;
 mod common;
+mod disk;
 mod goes_on;
 mod holes;
 mod processes;

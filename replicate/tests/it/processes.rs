@@ -57,6 +57,13 @@ impl Process {
         Some(Self::run(command, role, path))
     }
 
+    /// The same with more in its environment.
+    pub(crate) fn start_under(role: &str, path: &Path, environment: &[(&str, &PathBuf)]) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.envs(environment.iter().copied());
+        Self::run(command, role, path)
+    }
+
     /// Waits until it has done what it had to, and has found nothing wrong.
     pub(crate) fn succeeds(mut self) {
         let mut status = None;
@@ -105,6 +112,9 @@ fn what_a_child_does() {
         "application" => application(&path, seed),
         "capture" => capture(&path, seed),
         "mounted alone" => crate::table::mounted_alone(&path),
+        "obeys" => crate::disk::obey(&path),
+        "our fsyncs fail" => crate::disk::our_fsyncs_fail(),
+        "disk full" => crate::disk::disk_full(),
         role => crate::table::application(role, &path),
     }
 }

@@ -57,7 +57,7 @@ pub(crate) fn application(role: &str, path: &Path) {
 }
 
 /// Tells it to take a step, and waits until it has.
-fn step(path: &Path, sql: &str) {
+pub(crate) fn step(path: &Path, sql: &str) {
     let told = beside(path, "-step");
     write(&beside(path, "-next"), sql.as_bytes());
     std::fs::rename(beside(path, "-next"), &told).unwrap();
