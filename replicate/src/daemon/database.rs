@@ -612,7 +612,7 @@ impl Driver {
                     }
                     Some(Err(refused)) => {
                         let Refused { unharmed, why } = *refused;
-                        if !matches!(why, Error::Replaced(_) | Error::Deleted(_)) {
+                        if !why.is_final() {
                             self.held = Held::Resting(Box::new(unharmed), permit);
                         }
                         return Err(NotTaken::Capture(why));
@@ -799,7 +799,7 @@ impl Driver {
                 self.database.progress.notify_waiters();
                 self.rest(capture, permit).await
             }
-            Err(error @ (Error::Replaced(_) | Error::Deleted(_))) => {
+            Err(error) if error.is_final() => {
                 // What was held is nobody's any more.
                 let anew = self.failures == 0;
                 let later = self.refused(&NotTaken::Capture(error));
@@ -897,9 +897,15 @@ impl Driver {
         let mut face = self.database.face();
         face.txid = capture.txid();
         face.counters.snapshots += u64::from(snapshots);
-        if let Some(last) = staged.last() {
+        let (size, wal_size) = capture.sizes();
+        (face.size, face.wal_size) = (size, wal_size);
+        let concern = capture.concern().map(|concern| concern.to_string());
+        if let (Some(concern), None) = (&concern, &face.concern) {
+            tracing::warn!(path = %self.database.path().display(), concern);
+        }
+        face.concern = concern;
+        if !staged.is_empty() {
             self.quiet = started;
-            face.size = last.commit.bytes(last.page_size);
             face.counters.syncs += 1;
             face.counters.sync_time += started.elapsed();
             face.counters.wal_bytes += staged.iter().map(|staged| staged.wal_bytes).sum::<u64>();

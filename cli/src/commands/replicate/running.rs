@@ -182,6 +182,8 @@ fn settings(database: &DbConfig) -> Settings {
     } = database.settings;
     let mut settings = Settings::new(&database.path);
     settings.meta_path.clone_from(&database.meta_path);
+    // This process opens what it replicates by no other way.
+    settings.alone_in_process = true;
     settings.cut = max_sync_wal_bytes;
     settings.checkpoint_pages = min_checkpoint_page_count;
     settings.truncate_pages = truncate_page_n;
