@@ -5,6 +5,8 @@ mod commands;
 mod connect;
 mod control;
 mod http;
+#[cfg_attr(not(test), expect(dead_code, reason = "for the command that replicates"))]
+mod metrics;
 mod output;
 mod place;
 mod shell;
