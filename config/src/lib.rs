@@ -21,7 +21,7 @@ mod tree;
 pub mod units;
 pub mod when;
 
-pub use dirs::ScanError;
+pub use dirs::{Scan, ScanError, is_database};
 
 /// Where the configuration is when nothing says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/litestream.yml";

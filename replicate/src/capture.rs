@@ -21,6 +21,12 @@ use crate::sys::Attached;
 use crate::wal::{Backfill, Index, Log, Place, Salts, Unproven, Unsettled};
 use crate::{Error, Result};
 
+mod park;
+mod rest;
+
+pub use park::Parked;
+pub use rest::{NotNow, Refused, Resting};
+
 /// How often an index that is being written is looked at again before it counts as left behind.
 const TRIES: u32 = 2000;
 /// After how many milliseconds it is looked again whether the files are still the same.
@@ -32,16 +38,21 @@ const CHECK_EVERY: i64 = 1_000;
 pub struct Settings {
     /// The database file.
     pub database: PathBuf,
-    /// After how much of the log, in bytes, an LTX file ends at the next commit. Default: 64 MiB.
+    /// The folder where what is ours lies; made where it is missing. Default: `.NAME-litestream` beside the database.
+    pub meta_path: PathBuf,
+    /// After how much of the log, in bytes, an LTX file ends at the next commit; 0 for no limit. Default: 64 MiB.
     pub cut: u64,
     /// From how many pages in the log on it is copied into the database file. Default: 1,000.
     pub checkpoint_pages: u32,
-    /// From how many pages on the log is emptied, even if writers must be kept waiting for a moment. Default: 121,359.
+    /// From how many pages on the log is emptied, even if writers must be kept waiting for a moment; 0 for never. Default: 121,359.
     pub truncate_pages: u32,
-    /// After how long a shorter log is copied into the database file. Default: 1 minute.
+    /// After how long a shorter log is copied into the database file; 0 for never. Default: 1 minute.
     pub checkpoint_interval: Duration,
     /// Whether the log is emptied when no other process has the database open. Connections in our own process do not show. Default: yes.
     pub truncate_when_alone: bool,
+    /// Whether this process has no connections to the database but ours. Descriptors may be closed then once the database is let go; otherwise
+    /// they stay open, since closing them would take SQLite's locks away. Default: no.
+    pub alone_in_process: bool,
     /// How long to wait for a lock. Default: 500 ms.
     pub patience: Duration,
 }
@@ -50,13 +61,16 @@ impl Settings {
     /// The defaults.
     #[must_use]
     pub fn new(database: impl Into<PathBuf>) -> Self {
+        let database = database.into();
         Self {
-            database: database.into(),
+            meta_path: own_folder(&database),
+            database,
             cut: 64 << 20,
             checkpoint_pages: 1_000,
             truncate_pages: 121_359,
             checkpoint_interval: Duration::from_secs(60),
             truncate_when_alone: true,
+            alone_in_process: false,
             patience: Duration::from_millis(500),
         }
     }
@@ -78,11 +92,17 @@ pub struct Newest {
 
 /// The replica, as far as capturing must know it.
 pub trait Remote {
-    /// What it holds last, over all levels; `None` where it is empty. Asked once, at the start.
+    /// What it holds last, over all levels; `None` where it is empty. Asked at the start. Of several replicas, the most advanced one answers.
     ///
     /// # Errors
     /// Why it cannot be told. Without an answer nothing is captured.
     fn newest(&mut self) -> Result<Option<Newest>, Box<dyn std::error::Error + Send + Sync>>;
+
+    /// Up to which TXID every replica holds everything, where there are several; 0 where one of them is empty. Asked at the start, after
+    /// [`Self::newest`], whose TXID it is unless this is overridden. Files above it are kept and handed out, for whoever lacks them.
+    fn floor(&mut self) -> Txid {
+        self.newest().ok().flatten().map_or(Txid::ZERO, |newest| newest.txid)
+    }
 }
 
 /// A database that is being captured.
@@ -95,8 +115,10 @@ pub struct Capture {
     /// Which of them holds.
     pub(crate) holder: usize,
     pub(crate) hold: Hold,
-    log: File,
+    pub(crate) log: File,
     pub(crate) locks: Locks,
+    /// The same for the database file.
+    database: Locks,
     /// The database, its log and its index, as they were found, and when they were last looked at.
     files: Vec<(PathBuf, Option<Identity>)>,
     checked: Timestamp,
@@ -105,7 +127,7 @@ pub struct Capture {
     pub(crate) clock: Clock,
     stage: Stage,
     state_path: PathBuf,
-    page_size: PageSize,
+    pub(crate) page_size: PageSize,
     node_id: u64,
     /// What the last file holds, as it is known to whoever comes after us.
     state: Option<State>,
@@ -176,12 +198,24 @@ impl Capture {
     ///
     /// # Errors
     /// Why the database cannot be captured. Nothing is held then.
-    pub fn start(settings: Settings, mut clock: Clock, remote: &mut dyn Remote) -> Result<(Self, Vec<Staged>)> {
+    pub fn start(settings: Settings, clock: Clock, remote: &mut dyn Remote) -> Result<(Self, Vec<Staged>)> {
+        Self::start_from(settings, clock, remote, None)
+    }
+
+    fn start_from(
+        settings: Settings,
+        mut clock: Clock,
+        remote: &mut dyn Remote,
+        parked: Option<&Parked>,
+    ) -> Result<(Self, Vec<Staged>)> {
         let given = &settings.database;
         let path = given.canonicalize().map_err(Error::io("find", given))?;
+        // These are closed after the connections, whatever happens.
+        let database = Locks::open(&path).map_err(Error::io("open", &path))?;
+        let locks;
         let first = Attached::open(&path, settings.patience)?;
         let page_size = wal_mode(&first, &path)?;
-        first.begin().map_err(|error| match Locks::open(&path).ok().and_then(|locks| locks.exclusive()) {
+        first.begin().map_err(|error| match database.exclusive() {
             Some(pid) if error.is_busy() => Error::Exclusive { path: path.clone(), pid },
             _ => error,
         })?;
@@ -189,18 +223,22 @@ impl Capture {
         let log_path = beside(&path, "-wal");
         let log = files::open_log(&log_path).map_err(Error::io("open", &log_path))?;
         let index_path = beside(&path, "-shm");
-        let locks = Locks::open(&index_path).map_err(Error::io("open", &index_path))?;
+        locks = Locks::open(&index_path).map_err(Error::io("open", &index_path))?;
+        if settings.alone_in_process {
+            database.0.may_close();
+            locks.0.may_close();
+        }
         let mut files = Vec::new();
         for path in [&path, &log_path, &index_path] {
             files.push((path.clone(), Identity::at(path).map_err(Error::io("look at", path))?));
         }
         let now = look(&first, &path)?;
-        let folder = own_folder(&path);
+        let folder = &settings.meta_path;
         let stage = Stage::open(&folder.join("ltx").join("0"))?;
         let state_path = folder.join("state");
         let state = State::read(&state_path)?;
         let newest = remote.newest().map_err(Error::Remote)?;
-        let Standing { last, waiting, state, mut doubt } = Standing::find(&stage, state, newest)?;
+        let Standing { last, waiting, state, mut doubt } = Standing::find(&stage, state, newest, remote.floor())?;
         let position = Position {
             salts: state.map_or_else(Salts::default, |state| state.salts),
             place: state.map_or(Place { frame: 0, sum: now.index.sum }, |state| state.place),
@@ -213,6 +251,7 @@ impl Capture {
             hold: Hold { index: now.index, full: false, pinned: false },
             log,
             locks,
+            database,
             files,
             checked: clock(),
             path,
@@ -233,6 +272,12 @@ impl Capture {
         };
         if doubt.is_none() {
             doubt = capture.doubt(&now.index)?;
+            if doubt.is_some() && capture.is_as_parked(parked)? {
+                // From the beginning of the log, whatever log it is.
+                let place = Place { frame: 0, sum: now.index.sum };
+                capture.position = Position { salts: Salts::default(), place, ..capture.position };
+                doubt = None;
+            }
         }
         match doubt {
             None => capture.capture(&now)?,
@@ -294,7 +339,7 @@ impl Capture {
         self.snapshots
     }
 
-    /// Deletes the files that the replica holds by now.
+    /// Deletes the files that the replica holds by now. Where there are several, all of them must.
     ///
     /// # Errors
     /// The file that cannot be deleted.
@@ -384,12 +429,13 @@ impl Capture {
     }
 
     /// Captures everything up to what the index said. It must have been read after the hold began.
-    fn capture(&mut self, now: &Look) -> Result<()> {
+    pub(crate) fn capture(&mut self, now: &Look) -> Result<()> {
         if self.captured == Some(now.index) {
             return Ok(());
         }
         if let Some(why) = self.follow(&now.index)? {
             tracing::error!(path = %self.path.display(), why, "cannot follow the database's WAL; taking a new snapshot");
+            self.snapshots += 1;
             self.snapshot(now)?;
         }
         self.captured = Some(now.index);
@@ -444,7 +490,8 @@ impl Capture {
         }
         let log = Log::open(file)?;
         let start = if continues { from.place } else { log.start() };
-        let scan = build::scan(&log, start, from.commit, to, self.settings.cut)?;
+        let cut = if self.settings.cut == 0 { u64::MAX } else { self.settings.cut };
+        let scan = build::scan(&log, start, from.commit, to, cut)?;
         Ok(Some((log, start, scan)))
     }
 
@@ -475,40 +522,21 @@ impl Capture {
     }
 
     /// Captures the whole database as it was at what the index said.
-    fn snapshot(&mut self, now: &Look) -> Result<()> {
+    pub(crate) fn snapshot(&mut self, now: &Look) -> Result<()> {
         let to = &now.index;
-        self.snapshots += 1;
         let file = self.log.try_clone().map_err(Error::io("read the WAL of", &self.path))?;
-        // Where all of the log is in the file, the log may be overwritten while we read: the hold is one on the file.
-        let log = (!now.is_full() && to.frames > 0).then(|| Log::open(&file)).transpose();
-        let overlay = log.and_then(|log| match log {
-            Some(log) => build::newest(&log, to).map(|pages| (Some(log), pages)),
-            None => Ok((None, BTreeMap::new())),
-        });
-        let (log, overlay) = overlay.map_err(|why| Error::Unproven { path: self.path.clone(), why })?;
-        let connection = &self.connections[self.holder];
-        let pages = match to.pages {
-            0 => u32::try_from(connection.len()?.div_ceil(self.page_size.bytes() as u64)).unwrap_or(u32::MAX),
-            pages => pages,
-        };
-        let mut header = self.next_header(pages);
+        let whole = self.whole(now, &file)?;
+        let mut header = self.next_header(whole.pages);
         if to.frames > 0 {
             header.wal_offset = crate::wal::HEADER_LEN as u64;
             header.wal_size = u64::from(to.frames) * (crate::wal::FRAME_HEADER_LEN + self.page_size.bytes()) as u64;
             header.wal_salt = to.salts.words();
         }
         let place = Place { frame: to.frames, sum: to.sum };
-        let position = Position { salts: to.salts, place, commit: pages, change: Some(to.change) };
-        let lock_page = self.page_size.lock_page();
-        self.write(header, position, |capture, page| {
-            let mut buffer = Vec::new();
-            for pgno in (1..=pages).filter_map(Pgno::new).filter(|pgno| *pgno != lock_page) {
-                let frame = log.as_ref().and_then(|log| Some((log, *overlay.get(&pgno)?)));
-                capture.read_page(pgno, frame, &mut buffer)?;
-                page(pgno, &buffer)?;
-            }
-            Ok(())
-        })
+        let position = Position { salts: to.salts, place, commit: whole.pages, change: Some(to.change) };
+        self.write(header, position, |capture, page| whole.each(capture, page))?;
+        self.captured = Some(now.index);
+        Ok(())
     }
 
     fn next_header(&mut self, commit: u32) -> Header {
@@ -546,7 +574,7 @@ impl Capture {
     }
 
     /// Reads a page from its frame, proving it again, or from the database file.
-    fn read_page(
+    pub(crate) fn read_page(
         &self,
         pgno: Pgno,
         frame: Option<(&Log<'_, File>, crate::wal::FrameRef)>,
@@ -570,9 +598,13 @@ impl Capture {
 
     fn begin_anew(&mut self, now: &Look, why: &str) -> Result<()> {
         tracing::warn!(path = %self.path.display(), why, "taking a new snapshot");
-        self.snapshot(now)?;
-        self.captured = Some(now.index);
-        Ok(())
+        self.snapshots += 1;
+        self.snapshot(now)
+    }
+
+    /// Whether the database file shows that nothing is missing, where the log does not.
+    fn is_as_parked(&self, parked: Option<&Parked>) -> Result<bool> {
+        parked.zip(self.state.as_ref()).map_or(Ok(false), |(parked, state)| parked.proves(state))
     }
 
     /// Why the log is not proven to go on where it was left.
@@ -613,7 +645,7 @@ impl Capture {
 struct Standing {
     /// TXID and time that the next file must exceed.
     last: (Txid, Timestamp),
-    /// Files that the replica does not have yet.
+    /// Files that a replica does not have yet.
     waiting: Vec<Staged>,
     /// What was captured last, as far as it is worth anything.
     state: Option<State>,
@@ -622,7 +654,7 @@ struct Standing {
 }
 
 impl Standing {
-    fn find(stage: &Stage, state: Option<State>, newest: Option<Newest>) -> Result<Self> {
+    fn find(stage: &Stage, state: Option<State>, newest: Option<Newest>, floor: Txid) -> Result<Self> {
         if let Some(state) = state {
             // Made durable, but never said to be there: it will be made again, with more in it.
             stage.delete(|txid| txid > state.txid)?;
@@ -658,8 +690,10 @@ impl Standing {
         if missing {
             return anew(format!("the replica ends with transaction {txid}, and what follows up to {have} is gone"));
         }
-        stage.delete(|staged| staged <= txid)?;
-        let waiting = staged.into_iter().filter(|(staged, _)| *staged > txid).map(|(_, staged)| staged).collect();
+        // A hole above the floor is no doubt of ours: whoever lacks what is gone needs a snapshot, the others go on.
+        let floor = floor.min(txid);
+        stage.delete(|staged| staged <= floor)?;
+        let waiting = staged.into_iter().filter(|(staged, _)| *staged > floor).map(|(_, staged)| staged).collect();
         Ok(Self { last: (have, time), waiting, state, doubt: None })
     }
 }

@@ -46,19 +46,32 @@ impl Capture {
         }
         let settings = &self.settings;
         let interval = i64::try_from(settings.checkpoint_interval.as_millis()).unwrap_or(i64::MAX);
-        let old = |since: Timestamp| time.0.saturating_sub(since.0) >= interval;
+        let old = |since: Timestamp| interval > 0 && time.0.saturating_sub(since.0) >= interval;
         let tried = self.upkeep.tried.is_some_and(|(salts, frames, when)| {
             salts == index.salts && index.frames < frames.saturating_add(settings.checkpoint_pages) && !old(when)
         });
         if index.frames == 0 || tried {
             return Ok(self.take_ready());
         }
-        let long = index.frames >= settings.truncate_pages;
+        let long = settings.truncate_pages > 0 && index.frames >= settings.truncate_pages;
         if long || settings.truncate_when_alone && !self.locks.in_use() {
             self.upkeep.tried = Some((index.salts, index.frames, time));
             self.truncate()?;
         } else if !now.is_full() && (index.frames >= settings.checkpoint_pages || old(self.upkeep.since)) {
             self.upkeep.tried = Some((index.salts, index.frames, time));
+            self.checkpoint()?;
+        }
+        Ok(self.take_ready())
+    }
+
+    /// Captures, and copies what it can of the log into the database file, whether that is due or not.
+    ///
+    /// # Errors
+    /// As [`Capture::checkpoint_if_due`].
+    pub fn checkpoint_now(&mut self) -> Result<Vec<Staged>> {
+        if self.look()?.is_full() {
+            self.catch_up()?;
+        } else {
             self.checkpoint()?;
         }
         Ok(self.take_ready())

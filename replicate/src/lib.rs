@@ -24,13 +24,28 @@ mod build;
 mod capture;
 mod checkpoint;
 pub mod daemon;
+mod descriptors;
+mod digest;
 mod error;
 mod files;
+mod raw;
 mod stage;
 mod state;
 mod sys;
 pub mod wal;
+mod watch;
+mod whole;
 
-pub use capture::{Capture, Clock, Newest, Remote, Settings};
+pub use capture::{Capture, Clock, Newest, NotNow, Parked, Refused, Remote, Resting, Settings};
+pub use digest::Digest;
 pub use error::{Error, Result};
 pub use stage::Staged;
+pub use state::Left;
+pub use watch::{Seen, Watch};
+
+/// Has every connection of this process, not only ours, do with as little memory as it can: about 16 KiB for one of ours. To be called first of
+/// all, before anything in the process has used SQLite; later it does nothing, and says so.
+#[must_use = "it says whether it was in time"]
+pub fn frugal() -> bool {
+    sys::small_caches()
+}

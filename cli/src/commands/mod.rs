@@ -6,6 +6,7 @@ pub(crate) mod follow;
 pub(crate) mod generate;
 pub(crate) mod local;
 pub(crate) mod ltx;
+pub(crate) mod replicate;
 pub(crate) mod reset;
 pub(crate) mod restore;
 pub(crate) mod status;

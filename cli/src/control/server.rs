@@ -14,7 +14,7 @@ use super::Host;
 use super::answers::{self, Failure};
 use super::listener::{Listening, SocketFile};
 use super::wire::ErrorAnswer;
-use crate::http::{self, Body, Limits, Serving};
+use crate::serving::{self, Body, Limits, Serving};
 
 /// More than any request needs.
 const LONGEST: usize = 1 << 20;
@@ -100,7 +100,7 @@ fn failed(failure: Failure) -> Response<Body> {
 fn json(status: StatusCode, value: &impl Serialize) -> Response<Body> {
     let mut text = serde_json::to_vec(value).unwrap_or_default();
     text.push(b'\n');
-    http::answer(status, "application/json", text)
+    serving::answer(status, "application/json", text)
 }
 
 /// A parameter of a query.

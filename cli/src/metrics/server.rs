@@ -18,7 +18,7 @@ use super::operations::Operations;
 use super::page::Page;
 use super::text::CONTENT_TYPE;
 use crate::control::Host;
-use crate::http::{self, Body, Limits, Serving};
+use crate::serving::{self, Body, Limits, Serving};
 
 const LIMITS: Limits = Limits { connections: 64, lifetime: Duration::from_secs(600) };
 const PLAIN: &str = "text/plain; charset=utf-8";
@@ -69,15 +69,15 @@ impl Server {
 
 fn respond<H: Host>(host: &H, operations: &Mutex<Operations>, request: &Request<Incoming>) -> Response<Body> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut response = http::answer(StatusCode::METHOD_NOT_ALLOWED, PLAIN, "method not allowed\n");
+        let mut response = serving::answer(StatusCode::METHOD_NOT_ALLOWED, PLAIN, "method not allowed\n");
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
     match request.uri().path() {
         "/metrics" => metrics(host, operations, wants_idle(request.uri().query())),
-        "/" => http::answer(StatusCode::OK, PLAIN, "litestream: metrics are at /metrics, health at /healthz\n"),
+        "/" => serving::answer(StatusCode::OK, PLAIN, "litestream: metrics are at /metrics, health at /healthz\n"),
         "/healthz" => health(&host.daemon().status()),
-        _ => http::answer(StatusCode::NOT_FOUND, PLAIN, "not found: there are /metrics and /healthz\n"),
+        _ => serving::answer(StatusCode::NOT_FOUND, PLAIN, "not found: there are /metrics and /healthz\n"),
     }
 }
 
@@ -89,7 +89,7 @@ fn wants_idle(query: Option<&str>) -> bool {
 /// The process answers, so it is alive, whatever state its databases are in: those are for alarms, not for whoever restarts processes.
 fn health(all: &[Status]) -> Response<Body> {
     let wrong = all.iter().filter(|status| status.error.is_some()).count();
-    http::answer(StatusCode::OK, PLAIN, format!("ok\ndatabases {}\nin trouble {wrong}\n", all.len()))
+    serving::answer(StatusCode::OK, PLAIN, format!("ok\ndatabases {}\nin trouble {wrong}\n", all.len()))
 }
 
 fn metrics<H: Host>(host: &H, operations: &Mutex<Operations>, idle: bool) -> Response<Body> {

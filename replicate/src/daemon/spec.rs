@@ -104,12 +104,6 @@ impl Target {
     /// A replica with the defaults.
     #[must_use]
     pub const fn new(replica: Replica, kind: &'static str) -> Self {
-        Self {
-            replica,
-            kind,
-            sync_interval: Duration::from_secs(1),
-            auto_recover: false,
-            validation_interval: None,
-        }
+        Self { replica, kind, sync_interval: Duration::from_secs(1), auto_recover: false, validation_interval: None }
     }
 }

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use litestream_replicate::wal::Log;
@@ -28,7 +28,7 @@ pub(crate) struct Replica {
     pub(crate) newest: Option<Newest>,
     pub(crate) page_size: Option<PageSize>,
     pub(crate) image: Vec<u8>,
-    beyond: Vec<u8>,
+    pub(crate) beyond: Vec<u8>,
     /// How many of the files held everything.
     pub(crate) complete: u32,
     pub(crate) files: u32,
@@ -97,6 +97,15 @@ impl Replica {
             .map(|(slot, _)| slot + 1)
             .collect();
         assert!(different.is_empty(), "pages that differ: {different:?}");
+    }
+}
+
+/// Tells other threads to stop, however its scope is left.
+pub(crate) struct Raised<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for Raised<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

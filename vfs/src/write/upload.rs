@@ -21,8 +21,8 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use litestream_pageindex::upkeep::{Kept, Schedule, Upkeep};
 use litestream_pageindex::fence::{self, Next, Put};
+use litestream_pageindex::upkeep::{Kept, Schedule, Upkeep};
 use litestream_pageindex::{OpenFile, open_file};
 use litestream_storage::{Body, Level, Replica};
 use ltx::{Checksum, Commit, Encoder, FileName, Header, Pgno, Timestamp, Txid};
@@ -187,7 +187,8 @@ async fn verdict(
         return Ok(Verdict { base, refused: None });
     }
     let next = base.txid.next();
-    let file = fence::level_0(&database.replica, next).await?.into_iter().find(|file| file.name == FileName::new(next, next));
+    let file =
+        fence::level_0(&database.replica, next).await?.into_iter().find(|file| file.name == FileName::new(next, next));
     let Some(file) = file else {
         let by = "somebody whose file has been merged into others since, so that it can no longer be told".to_owned();
         return refused(base, Error::Fenced { txid: next, by, buffer: path });
@@ -202,7 +203,9 @@ async fn verdict(
             let txid = intent.txid.next();
             refused(intent, Error::Fenced { txid, by: fence::who_wrote(&database.replica, txid).await, buffer: path })
         }
-        None => refused(base, Error::Fenced { txid: next, by: fence::who(&database.replica, &file).await, buffer: path }),
+        None => {
+            refused(base, Error::Fenced { txid: next, by: fence::who(&database.replica, &file).await, buffer: path })
+        }
     }
 }
 

@@ -1,0 +1,158 @@
+//! `litestream replicate`: the daemon, from its configuration to its end.
+//!
+//! What this module alone knows is the order of things: all that is wrong is said before anything starts, databases that are missing are restored before
+//! they are registered, the child starts after that, and whatever ends the daemon, the replicas are brought up to date first.
+
+mod child;
+mod heartbeat;
+mod hints;
+mod missing;
+mod once;
+mod plan;
+mod running;
+mod sharing;
+mod signals;
+mod table;
+mod watch;
+mod words;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use futures::stream::{self, StreamExt};
+use litestream_config::DbConfig;
+use litestream_replicate::daemon::Spec;
+use tokio::task::JoinSet;
+
+use crate::args::{Common, ReplicateArgs, tracing_level};
+use crate::logging::{self, Screen};
+use crate::place;
+use child::Child;
+use plan::{Plan, Problems};
+use running::Running;
+use signals::{Signal, Signals};
+use table::Table;
+use watch::Watch;
+use words::Words;
+
+/// How many databases' replicas are opened at once.
+const OPENED: usize = 16;
+
+pub(crate) fn run(
+    common: &Common,
+    args: &ReplicateArgs,
+    log_level: Option<tracing::Level>,
+) -> anyhow::Result<ExitCode> {
+    let plan = Plan::new(common, args)?;
+    let screen = Screen::stderr();
+    let logging = &plan.config.logging;
+    logging::set_up_daemon(log_level.unwrap_or_else(|| tracing_level(logging.level)), logging, &screen);
+    crate::in_runtime(serve(common, args, plan, &screen))
+}
+
+async fn serve(common: &Common, args: &ReplicateArgs, plan: Plan, screen: &Screen) -> anyhow::Result<ExitCode> {
+    let command = plan.config.exec.as_deref().map(Words::parse).transpose()?;
+    let mut signals = Signals::new(command.is_some())?;
+    raise_descriptors();
+    let databases = plan.databases()?;
+    let Plan { config, origin } = plan;
+    let running = Arc::new(Running::new(config, place::policy(common)));
+    let specs = specs(&running, databases).await;
+    let specs = specs.map_err(|problems| problems.of(origin))?;
+    if let Some(signal) = missing::restore(&specs, &mut signals, screen).await? {
+        return Ok(signal.code());
+    }
+    let paths = register(&running, specs);
+    let mut beside = JoinSet::new();
+    if !args.once {
+        beside.spawn(heartbeat::run(running.clone()));
+        if let Some(watch) = Watch::new(&running, &paths) {
+            beside.spawn(watch.run());
+        }
+    }
+    // A child has the terminal for itself.
+    let table = (screen.is_seen() && command.is_none()).then(|| Table::show(&running, screen));
+    let outcome = if args.once {
+        tokio::select! {
+            outcome = once::run(&running, common, args, &paths) => outcome,
+            signal = signals.end() => Err(anyhow::anyhow!("{signal} before all databases were up to date")),
+        }
+    } else if let Some(command) = command {
+        match Child::start(&command) {
+            Ok(child) => child.wait(&mut signals).await,
+            Err(error) => Err(error),
+        }
+    } else {
+        let signal = signals.end().await;
+        tracing::info!(%signal, "ending");
+        Ok(ExitCode::SUCCESS)
+    };
+    beside.shutdown().await;
+    let up_to_date = shut_down(&running, &mut signals).await;
+    drop(table);
+    match outcome {
+        Ok(code) if code != ExitCode::SUCCESS => Ok(code),
+        Ok(_) if !up_to_date => Ok(ExitCode::FAILURE),
+        outcome => outcome,
+    }
+}
+
+/// Every database may need a few. Whoever started us did not know how many there are.
+fn raise_descriptors() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "the limit on open files stays as it is");
+    }
+}
+
+/// How each database is replicated; or all that is wrong with their replicas.
+async fn specs(running: &Running, databases: Vec<DbConfig>) -> Result<Vec<(DbConfig, Spec)>, Problems> {
+    let opened = stream::iter(databases).map(|database| async move {
+        let spec = running.spec_for(&database).await;
+        spec.map(|spec| (database, spec))
+    });
+    let opened: Vec<anyhow::Result<(DbConfig, Spec)>> = opened.buffered(OPENED).collect().await;
+    let (mut specs, mut problems) = (Vec::new(), Vec::new());
+    for outcome in opened {
+        match outcome {
+            Ok(spec) => specs.push(spec),
+            Err(error) => problems.push(format!("{error:#}")),
+        }
+    }
+    Problems::none(None, problems).map(|()| specs)
+}
+
+fn register(running: &Running, specs: Vec<(DbConfig, Spec)>) -> Vec<std::path::PathBuf> {
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), databases = specs.len(), "litestream");
+    if specs.is_empty() {
+        tracing::warn!("the configuration lists no databases that are there");
+    }
+    let mut paths = Vec::new();
+    for (database, spec) in specs {
+        for target in &spec.replicas {
+            let (db, replica, sync_interval) = (database.path.display(), target.replica.url(), target.sync_interval);
+            tracing::info!(%db, %replica, kind = target.kind, ?sync_interval, "replicating");
+        }
+        paths.push(database.path.clone());
+        running.register(database, spec);
+    }
+    paths
+}
+
+/// Brings all replicas up to date, in the time that there is for it. Says whether they are.
+async fn shut_down(running: &Running, signals: &mut Signals) -> bool {
+    let (patience, pause) = (running.config.shutdown_sync_timeout, running.config.shutdown_sync_interval);
+    let left = tokio::select! {
+        left = running.daemon.shutdown(patience, pause) => left,
+        signal = signals.last() => signal.exit_at_once(),
+    };
+    for error in &left {
+        tracing::error!(%error, "not up to date");
+    }
+    if left.is_empty() {
+        tracing::info!("all replicas are up to date");
+    }
+    left.is_empty()
+}
