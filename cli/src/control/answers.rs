@@ -103,8 +103,12 @@ pub(crate) async fn stop<H: Host>(host: &H, request: &DatabaseRequest) -> Result
     if status.phase == Phase::Stopped {
         return Ok(done("already_stopped", &path, Some(status.txid.0)));
     }
-    let synced = host.daemon().stop(&path, patience(request.timeout)).await?;
-    Ok(done("stopped", &path, Some(synced.txid.0)))
+    match host.daemon().stop(&path, patience(request.timeout)).await {
+        Ok(synced) => Ok(done("stopped", &path, Some(synced.txid.0))),
+        // Somebody else was faster.
+        Err(ControlError::Stopped(_)) => Ok(done("already_stopped", &path, Some(status.txid.0))),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// `POST /sync`.
@@ -125,7 +129,7 @@ pub(crate) async fn sync<H: Host>(host: &H, request: &SyncRequest) -> Result<Dat
 pub(crate) async fn register<H: Host>(host: &H, request: &RegisterRequest) -> Result<DatabaseAnswer, Failure> {
     let path = database(&request.path)?;
     let url = request.replica_url.as_deref().filter(|url| !url.is_empty());
-    let spec = host.spec(&path, url).await.map_err(|error| match url {
+    let (config, spec) = host.spec(&path, url).await.map_err(|error| match url {
         Some(_) => Failure::bad(format!("invalid replica url: {error:#}")),
         None => Failure::bad("replica_url required").with_details(format!("{error:#}")),
     })?;
@@ -133,7 +137,7 @@ pub(crate) async fn register<H: Host>(host: &H, request: &RegisterRequest) -> Re
     if let Some(status) = host.daemon().status_of(&path) {
         return already(&path, &status, &wanted);
     }
-    let word = if host.daemon().register(spec) { "registered" } else { "already_registered" };
+    let word = if host.register(config, spec) { "registered" } else { "already_registered" };
     Ok(done(word, &path, None))
 }
 
@@ -150,7 +154,7 @@ fn already(path: &Path, status: &Status, wanted: &[String]) -> Result<DatabaseAn
 /// `POST /unregister`.
 pub(crate) async fn unregister<H: Host>(host: &H, request: &DatabaseRequest) -> Result<DatabaseAnswer, Failure> {
     let path = database(&request.path)?;
-    match host.daemon().unregister(&path, patience(request.timeout)).await {
+    match host.unregister(&path, patience(request.timeout)).await {
         Ok(synced) => Ok(done("unregistered", &path, Some(synced.txid.0))),
         Err(ControlError::Unknown(_)) => Ok(done("already_unregistered", &path, Some(0))),
         Err(error) => Err(error.into()),

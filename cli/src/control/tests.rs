@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use litestream_config::SocketConfig;
-use litestream_replicate::daemon::{Daemon, Options, Spec, Target};
+use litestream_config::{DbConfig, DbSettings, SocketConfig};
+use litestream_replicate::daemon::{ControlError, Daemon, Options, Spec, Synced, Target};
 use litestream_storage::config::ReplicaConfig;
 use ltx::Timestamp;
 use serde_json::{Value, json};
@@ -34,11 +34,22 @@ impl Host for Process {
         self.started
     }
 
-    async fn spec(&self, path: &Path, replica_url: Option<&str>) -> anyhow::Result<Spec> {
+    async fn spec(&self, path: &Path, replica_url: Option<&str>) -> anyhow::Result<(DbConfig, Spec)> {
         let Some(url) = replica_url else { bail!("{} is not in the configuration", path.display()) };
         let replica = litestream_storage::open(&ReplicaConfig::from_url(url)?, Default::default()).await?;
         let settings = litestream_replicate::Settings::new(path);
-        Ok(Spec { settings, replicas: vec![Target::new(replica, "file")], schedule: None })
+        let spec = Spec { settings, replicas: vec![Target::new(replica, "file")], schedule: None };
+        let meta_path = litestream_config::default_meta_path(path);
+        let (path, settings, replicas) = (path.to_owned(), DbSettings::default(), Vec::new());
+        Ok((DbConfig { path, meta_path, settings, replicas }, spec))
+    }
+
+    fn register(&self, _: DbConfig, spec: Spec) -> bool {
+        self.daemon.register(spec)
+    }
+
+    async fn unregister(&self, path: &Path, patience: Duration) -> Result<Synced, ControlError> {
+        self.daemon.unregister(path, patience).await
     }
 }
 
@@ -123,4 +134,57 @@ async fn the_process_tells_of_itself_until_it_ends() {
     let Err(Unanswered::NoDaemon(error)) = place.client.get::<Info>("/info").await else { panic!("it answers") };
     let text = error.to_string();
     assert!(text.contains("control.sock") && text.contains("socket: {enabled: true}"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_is_registered_synced_stopped_started_and_let_go() {
+    let place = begin().await;
+    let path = place.folder.path().join("my.db");
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    connection.pragma_update(None, "journal_mode", "wal").unwrap();
+    connection.execute_batch("CREATE TABLE t(x); INSERT INTO t VALUES (1)").unwrap();
+    let (name, url) = (path.to_str().unwrap(), format!("file://{}/replica", place.folder.path().display()));
+    let ask = async |request: &str, more: Value| {
+        let mut body = json!({"path": name});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        raw(&place, request, &body.to_string()).await
+    };
+    let answered = |answer: &(u16, Value)| (answer.0, answer.1["status"].as_str().unwrap_or_default().to_owned());
+
+    let register = json!({"replica_url": url});
+    assert_eq!(answered(&ask("POST /register", register.clone()).await), (200, "registered".to_owned()));
+    assert_eq!(answered(&ask("POST /register", register).await), (200, "already_registered".to_owned()));
+    let (status, answer) = ask("POST /register", json!({"replica_url": format!("{url}2")})).await;
+    assert_eq!(status, 409, "{answer}");
+    assert!(answer["error"].as_str().unwrap().contains("replica already"), "{answer}");
+    assert_eq!(ask("POST /start", json!({})).await.1["status"], "already_running");
+
+    let wait = json!({"wait": true, "timeout": "1m"});
+    let (status, answer) = ask("POST /sync", wait.clone()).await;
+    assert_eq!((status, &answer["txid"]), (200, &answer["replicated_txid"]), "{answer}");
+    connection.execute_batch("INSERT INTO t VALUES (2)").unwrap();
+    let (_, next) = ask("POST /sync", wait.clone()).await;
+    assert_eq!(next["status"], "synced");
+    assert!(next["txid"].as_u64() > answer["txid"].as_u64() && next["replicated_txid"] == next["txid"], "{next}");
+    let (_, again) = ask("POST /sync", wait).await;
+    assert_eq!((&again["status"], &again["txid"]), (&json!("no_change"), &next["txid"]));
+    let txid = format!("GET /txid?path={}", urlencoding::encode(name));
+    assert_eq!(raw(&place, &txid, "").await, (200, json!({"txid": next["txid"]})));
+
+    let list: List = place.client.get(&format!("/list?path={name}")).await.unwrap();
+    let [database] = &list.databases[..] else { panic!("{list:?}") };
+    assert_eq!((&*database.path, &*database.status), (name, "replicating"));
+    assert!(database.last_sync_at.is_some() && database.replicas[0].url == url, "{database:?}");
+    assert_eq!(database.replicas[0].txid, database.txid);
+
+    let (_, stopped) = ask("POST /stop", json!({})).await;
+    assert_eq!((&stopped["status"], &stopped["txid"]), (&json!("stopped"), &next["txid"]));
+    assert_eq!(ask("POST /stop", json!({})).await.1["status"], "already_stopped");
+    let (status, answer) = ask("POST /sync", json!({})).await;
+    assert_eq!((status, &answer["error"]), (409, &json!(format!("database not open: {name}"))));
+    assert_eq!(ask("POST /start", json!({})).await.1["status"], "started");
+    let (_, gone) = ask("POST /unregister", json!({"timeout": 60})).await;
+    assert_eq!(gone["status"], "unregistered", "{gone}");
+    assert_eq!(ask("POST /unregister", json!({})).await.1["status"], "already_unregistered");
+    assert_eq!(ask("POST /stop", json!({})).await.0, 404);
 }
