@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use crate::control::args;
+
 /// SQLite kept in step with S3-style object storage, and queried straight from it.
 #[derive(Debug, Parser)]
 #[command(name = "litestream", version, propagate_version = true, disable_help_subcommand = true)]
@@ -64,6 +66,24 @@ pub(crate) enum Command {
     Completions(CompletionArgs),
     /// Write the manual pages into a folder.
     Man(ManArgs),
+    /// Show databases: up to where they are captured, what waits, and what the daemon says of them.
+    Status(args::StatusArgs),
+    /// Forget what was captured of a database, so that the daemon begins with a snapshot.
+    Reset(args::ResetArgs),
+    /// Show the running daemon.
+    Info(args::InfoArgs),
+    /// List the databases of the running daemon.
+    List(args::ListedArgs),
+    /// Have the daemon go on with a database.
+    Start(args::StartArgs),
+    /// Have the daemon stop a database, after a last sync.
+    Stop(args::StopArgs),
+    /// Have the daemon capture a database now, and wait until its replicas have it.
+    Sync(args::SyncArgs),
+    /// Have the daemon replicate one more database.
+    Register(args::RegisterArgs),
+    /// Have the daemon let go of a database, after a last sync.
+    Unregister(args::UnregisterArgs),
 }
 
 #[derive(Debug, Args)]

@@ -3,9 +3,13 @@
 mod args;
 mod commands;
 mod connect;
+mod control;
 mod logging;
+#[cfg_attr(not(test), expect(dead_code, reason = "for the command that replicates"))]
+mod metrics;
 mod output;
 mod place;
+mod serving;
 mod shell;
 
 use std::pin::pin;
@@ -100,6 +104,15 @@ async fn dispatch(arguments: Arguments, publishing: &Publishing) -> anyhow::Resu
         Command::Version(args) => commands::version::run(&args),
         Command::Completions(args) => commands::generate::completions(&args),
         Command::Man(args) => commands::generate::man(&args),
+        Command::Status(args) => commands::status::run(&common, &args).await,
+        Command::Reset(args) => commands::reset::run(&common, &args).await,
+        Command::Info(args) => control::commands::info(&common, &args).await,
+        Command::List(args) => control::commands::list(&common, &args).await,
+        Command::Start(args) => control::commands::start(&common, &args).await,
+        Command::Stop(args) => control::commands::stop(&common, &args).await,
+        Command::Sync(args) => control::commands::sync(&common, &args).await,
+        Command::Register(args) => control::commands::register(&common, &args).await,
+        Command::Unregister(args) => control::commands::unregister(&common, &args).await,
     }
 }
 
