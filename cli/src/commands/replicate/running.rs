@@ -177,6 +177,7 @@ fn settings(database: &DbConfig) -> Settings {
     settings.truncate_pages = if truncate_page_n == 0 { u32::MAX } else { truncate_page_n };
     settings.checkpoint_interval = if checkpoint_interval.is_zero() { Duration::MAX } else { checkpoint_interval };
     settings.patience = busy_timeout;
+    // As soon as capturing can keep its state elsewhere: settings.meta_path.clone_from(&database.meta_path);
     settings
 }
 
