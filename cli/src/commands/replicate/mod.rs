@@ -63,7 +63,11 @@ async fn serve(common: &Common, args: &ReplicateArgs, plan: Plan, screen: &Scree
     let (databases, mut problems) = plan.databases();
     let Plan { config, origin } = plan;
     let running = Arc::new(Running::new(config, place::policy(common)));
-    let specs = specs(&running, databases, &mut problems).await;
+    // Nothing has begun yet that would have to be ended well.
+    let specs = tokio::select! {
+        specs = specs(&running, databases, &mut problems) => specs,
+        signal = signals.end() => return Ok(signal.code()),
+    };
     Problems::none(origin.as_deref(), problems)?;
     if let Some(signal) = missing::restore(&specs, &mut signals, screen).await? {
         return Ok(signal.code());
@@ -126,6 +130,8 @@ async fn specs(running: &Running, databases: Vec<DbConfig>, problems: &mut Vec<S
             Ok(spec) => specs.push(spec),
             Err(error) => problems.push(format!("{error:#}")),
         }
+        // Opening is computing more than waiting, and a signal should be heard meanwhile.
+        tokio::task::yield_now().await;
     }
     specs
 }

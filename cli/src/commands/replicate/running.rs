@@ -189,6 +189,7 @@ fn settings(database: &DbConfig) -> Settings {
     settings.truncate_pages = truncate_page_n;
     settings.checkpoint_interval = checkpoint_interval;
     settings.patience = busy_timeout;
+    // As soon as capturing can keep its state elsewhere: settings.meta_path.clone_from(&database.meta_path);
     settings
 }
 
