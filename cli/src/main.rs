@@ -5,7 +5,6 @@ mod commands;
 mod connect;
 mod control;
 mod logging;
-#[cfg_attr(not(test), expect(dead_code, reason = "for the command that replicates"))]
 mod metrics;
 mod output;
 mod place;

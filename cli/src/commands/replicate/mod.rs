@@ -4,6 +4,7 @@
 //! they are registered, the child starts after that, and whatever ends the daemon, the replicas are brought up to date first.
 
 mod child;
+mod doors;
 mod heartbeat;
 mod hints;
 mod missing;
@@ -29,6 +30,7 @@ use crate::args::{Common, ReplicateArgs, tracing_level};
 use crate::logging::{self, Screen};
 use crate::place;
 use child::Child;
+use doors::Doors;
 use plan::{Plan, Problems};
 use running::Running;
 use signals::{Signal, Signals};
@@ -69,10 +71,13 @@ async fn serve(common: &Common, args: &ReplicateArgs, plan: Plan, screen: &Scree
         signal = signals.end() => return Ok(signal.code()),
     };
     Problems::none(origin.as_deref(), problems)?;
+    // Both are bound before anything starts: whoever cannot be watched had better not begin.
+    let doors = if args.once { Doors::default() } else { Doors::open(&running.config).await? };
     if let Some(signal) = missing::restore(&specs, &mut signals, screen).await? {
         return Ok(signal.code());
     }
     let paths = register(&running, specs);
+    let doors = doors.let_in(&running);
     let mut beside = JoinSet::new();
     if !args.once {
         beside.spawn(heartbeat::run(running.clone()));
@@ -98,6 +103,7 @@ async fn serve(common: &Common, args: &ReplicateArgs, plan: Plan, screen: &Scree
         Ok(ExitCode::SUCCESS)
     };
     beside.shutdown().await;
+    doors.close().await;
     let up_to_date = shut_down(&running, &mut signals).await;
     drop(table);
     match outcome {
