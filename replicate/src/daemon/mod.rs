@@ -68,9 +68,6 @@ fn humantime(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }
 
-/// How often it is looked whether something is to be compacted.
-const LOOK: Duration = Duration::from_secs(1);
-
 /// What all databases share.
 #[derive(Debug)]
 struct Shared {
@@ -131,7 +128,7 @@ impl Daemon {
             runtime: tokio::runtime::Handle::current(),
             options,
         });
-        tokio::spawn(keep(Arc::downgrade(&shared)));
+        tokio::spawn(keep(Arc::downgrade(&shared), shared.options.upkeep_every));
         let swept = Arc::downgrade(&shared);
         let thread = std::thread::Builder::new().name("litestream-sweep".to_owned()).spawn(move || sweep::run(&swept));
         if let Err(error) = thread {
@@ -280,9 +277,9 @@ async fn take_up(shared: Arc<Shared>) {
 }
 
 /// Compacts replicas when that is due, until nobody has the daemon any more.
-async fn keep(shared: Weak<Shared>) {
+async fn keep(shared: Weak<Shared>, every: Duration) {
     loop {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(every).await;
         let Some(shared) = shared.upgrade() else { return };
         let now = (shared.options.clock)();
         let due: Vec<_> = shared.databases().values().filter(|database| database.claim_upkeep(now)).cloned().collect();
