@@ -202,6 +202,9 @@ impl Capture {
         let path = given.canonicalize().map_err(Error::io("find", given))?;
         // These are closed after the connections, whatever happens.
         let database = Locks::open(&path).map_err(Error::io("open", &path))?;
+        if settings.alone_in_process {
+            database.0.may_close();
+        }
         let locks;
         let first = Attached::open(&path, settings.patience)?;
         let page_size = wal_mode(&first, &path)?;
@@ -215,7 +218,6 @@ impl Capture {
         let index_path = beside(&path, "-shm");
         locks = Locks::open(&index_path).map_err(Error::io("open", &index_path))?;
         if settings.alone_in_process {
-            database.0.may_close();
             locks.0.may_close();
         }
         let mut files = Vec::new();
@@ -766,16 +768,22 @@ mod tests {
         }
     }
 
-    /// No way is known in which a transaction could be missed. If there is one, this is how it is noticed.
-    #[test]
-    fn a_count_that_is_not_the_databases_own_leads_to_a_snapshot() {
+    /// A database with a table, the application's connection to it, and a capture.
+    pub(super) fn captured() -> (tempfile::TempDir, rusqlite::Connection, Capture) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("db");
         let database = rusqlite::Connection::open(&path).unwrap();
         database.execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t (a)").unwrap();
         let mut settings = Settings::new(&path);
         settings.truncate_when_alone = false;
-        let (mut capture, _) = Capture::start(settings, Box::new(|| Timestamp(1)), &mut Nothing).unwrap();
+        let (capture, _) = Capture::start(settings, Box::new(|| Timestamp(1)), &mut Nothing).unwrap();
+        (folder, database, capture)
+    }
+
+    /// No way is known in which a transaction could be missed. If there is one, this is how it is noticed.
+    #[test]
+    fn a_count_that_is_not_the_databases_own_leads_to_a_snapshot() {
+        let (_folder, database, mut capture) = captured();
         let write = || database.execute_batch("INSERT INTO t VALUES (1)").unwrap();
         write();
         assert_eq!((capture.pass().unwrap().len(), capture.snapshots()), (1, 1));

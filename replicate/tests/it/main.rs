@@ -6,6 +6,8 @@ mod checkpoints;
 mod common;
 mod goes_on;
 mod holes;
+mod parked;
 mod processes;
+mod resting;
 mod said;
 mod soak;

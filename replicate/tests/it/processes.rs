@@ -1,7 +1,7 @@
 //! Real processes, stopped and killed: an application that we capture, and ourselves.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use litestream_replicate::{Capture, Error};
@@ -18,9 +18,20 @@ pub(crate) struct Process(Child);
 
 impl Process {
     pub(crate) fn start(role: &str, path: &Path) -> Self {
+        Self::start_with(role, path, Stdio::null())
+    }
+
+    /// One that is told what to do, and answers.
+    pub(crate) fn start_to_talk(role: &str, path: &Path) -> (Self, ChildStdin, ChildStdout) {
+        let mut process = Self::start_with(role, path, Stdio::piped());
+        let (stdin, stdout) = (process.0.stdin.take(), process.0.stdout.take());
+        (process, stdin.unwrap(), stdout.unwrap())
+    }
+
+    fn start_with(role: &str, path: &Path, stdout: Stdio) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "processes::what_a_child_does", "--nocapture"]);
-        command.env(ROLE, role).env(DATABASE, path).stdin(Stdio::piped()).stdout(Stdio::null());
+        command.env(ROLE, role).env(DATABASE, path).stdin(Stdio::piped()).stdout(stdout);
         Self(command.spawn().unwrap())
     }
 
@@ -28,12 +39,12 @@ impl Process {
         self.0.id()
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.0), signal).unwrap();
     }
 
     /// Stops it wherever it is, every thread of it.
-    fn pause(&self) {
+    pub(crate) fn pause(&self) {
         self.signal(Signal::STOP);
         let tasks = format!("/proc/{}/task", self.0.id());
         wait_for("to stop", || {
@@ -44,7 +55,7 @@ impl Process {
         });
     }
 
-    fn kill(self) {
+    pub(crate) fn kill(self) {
         drop(self);
     }
 }
@@ -69,6 +80,12 @@ pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 #[test]
 fn what_a_child_does() {
     let (Ok(role), Some(path)) = (std::env::var(ROLE), std::env::var_os(DATABASE)) else { return };
+    // These read what they are told, and end with it.
+    match role.as_str() {
+        "obedient" => return crate::resting::obey(&PathBuf::from(path)),
+        "frugal" => return crate::resting::hold_many(),
+        _ => {}
+    }
     // Whoever started this is gone when its end of the pipe is.
     std::thread::spawn(|| {
         let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
@@ -79,6 +96,7 @@ fn what_a_child_does() {
     match role.as_str() {
         "application" => application(&path, seed),
         "capture" => capture(&path, seed),
+        "leisurely" => crate::resting::write_now_and_then(&path, seed),
         "exclusive" => {
             let database = connect(&path);
             database.execute_batch("PRAGMA locking_mode=EXCLUSIVE; INSERT INTO t (body) VALUES (1)").unwrap();
