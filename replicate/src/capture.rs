@@ -200,11 +200,18 @@ impl Capture {
     ) -> Result<(Self, Vec<Staged>)> {
         let given = &settings.database;
         let path = given.canonicalize().map_err(Error::io("find", given))?;
-        // These are closed after the connections, whatever happens.
-        let database = Locks::open(&path).map_err(Error::io("open", &path))?;
-        if settings.alone_in_process {
-            database.0.may_close();
-        }
+        let open = |path: &Path| {
+            let locks = Locks::open(path)?;
+            if settings.alone_in_process {
+                locks.0.may_close();
+            }
+            Ok(locks)
+        };
+        // These are closed after the connections, whatever happens. An index that is there already may be another capture's, which must not
+        // close it while we begin.
+        let database = open(&path).map_err(Error::io("open", &path))?;
+        let index_path = beside(&path, "-shm");
+        let _index = open(&index_path).ok();
         let locks;
         let first = Attached::open(&path, settings.patience)?;
         let page_size = wal_mode(&first, &path)?;
@@ -215,11 +222,7 @@ impl Capture {
         let second = Attached::open(&path, settings.patience)?;
         let log_path = beside(&path, "-wal");
         let log = files::open_log(&log_path).map_err(Error::io("open", &log_path))?;
-        let index_path = beside(&path, "-shm");
-        locks = Locks::open(&index_path).map_err(Error::io("open", &index_path))?;
-        if settings.alone_in_process {
-            locks.0.may_close();
-        }
+        locks = open(&index_path).map_err(Error::io("open", &index_path))?;
         let mut files = Vec::new();
         for path in [&path, &log_path, &index_path] {
             files.push((path.clone(), Identity::at(path).map_err(Error::io("look at", path))?));

@@ -349,18 +349,20 @@ fn rest_is_refused_where_it_would_lose_something() {
         let lock = nix::libc::flock { l_type: kind as i16, l_whence: 0, l_start: 123, l_len: 1, l_pid: 0 };
         fcntl(&*index, FcntlArg::F_OFD_SETLK(&lock))
     };
-    // Our own transaction is there already, as it is when somebody wants to copy: so he waits, and we could only meet him in between.
     world.replica.take(capture.pass().unwrap());
-    assert!(lock(nix::libc::F_WRLCK).is_err(), "it is kept by the hold");
-    // Unharmed, it goes on.
+    assert!(lock(nix::libc::F_WRLCK).is_err(), "our transaction relies on the file, and nobody can copy");
+    // A transaction that reads from the log lets it be copied.
     application.insert(1);
     let database = world.connect();
     world.pass(&mut capture, &database);
-    lock(nix::libc::F_WRLCK).unwrap();
     other.checkpoint("PASSIVE");
+    lock(nix::libc::F_WRLCK).unwrap();
     let why;
     (capture, why) = refused(capture);
-    assert!(matches!(why, NotNow::NotCopied | NotNow::Busy), "{why}");
+    assert!(matches!(why, NotNow::Busy), "{why}");
+    // Unharmed, it goes on.
+    application.insert(1);
+    world.pass(&mut capture, &database);
     lock(nix::libc::F_UNLCK).unwrap();
     other.checkpoint("PASSIVE");
     world.pass(&mut capture, &database);
@@ -440,6 +442,8 @@ fn a_database_that_rests_has_two_descriptors_and_none_when_it_is_let_go() {
         let mut settings = world.settings();
         settings.alone_in_process = true;
         let capture = world.start_with(settings.clone());
+        // Twice the database and its log, for our connections; once more all three, for us; and the index, which SQLite opens once.
+        assert!(open_files(&world).len() <= 8);
         let resting = world.rest(capture);
         assert_eq!(open_files(&world), ["db", "db-shm"]);
         let watch = resting.watch().unwrap();
@@ -566,7 +570,7 @@ fn a_live_connection_costs_little_memory() {
     let kib = lines.map_while(Result::ok).find_map(|line| Some(line.split_once("> ok ")?.1.parse::<u64>().unwrap()));
     let kib = kib.unwrap();
     println!("{kib} KiB for a connection");
-    assert!(kib <= 24, "{kib} KiB");
+    assert!(kib <= 32, "{kib} KiB, and what goes with it");
 }
 
 #[test]
