@@ -48,6 +48,8 @@ impl Process {
         self.signal(Signal::STOP);
         let tasks = format!("/proc/{}/task", self.0.id());
         wait_for("to stop", || {
+            // It needs the processor for that, which it may have to share with us.
+            std::thread::park_timeout(Duration::from_micros(200));
             std::fs::read_dir(&tasks).unwrap().all(|task| {
                 let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
                 stat.rsplit_once(") ").unwrap().1.starts_with('T')
