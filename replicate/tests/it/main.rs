@@ -1,6 +1,7 @@
 //! What capturing promises: whatever an application does, all captured files in order are its database, byte for byte.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
+mod application;
 mod captures;
 mod checkpoints;
 mod common;

@@ -2,9 +2,9 @@
 
 use litestream_replicate::{Capture, NotNow, Parked, Refused, Resting};
 
+use crate::application::{Application, open_files, world};
 use crate::common::{World, connect, frames};
 use crate::processes::wait_for;
-use crate::resting::{Application, open_files, world};
 
 /// Parks, or is refused to for another reason than that the files are not old enough.
 fn park(resting: Resting) -> Result<Parked, Box<Refused<Resting, NotNow>>> {

@@ -84,7 +84,7 @@ fn what_a_child_does() {
     let (Ok(role), Some(path)) = (std::env::var(ROLE), std::env::var_os(DATABASE)) else { return };
     // These read what they are told, and end with it.
     match role.as_str() {
-        "obedient" => return crate::resting::obey(&PathBuf::from(path)),
+        "obedient" => return crate::application::obey(&PathBuf::from(path)),
         "frugal" => return crate::resting::hold_many(),
         _ => {}
     }
@@ -98,7 +98,7 @@ fn what_a_child_does() {
     match role.as_str() {
         "application" => application(&path, seed),
         "capture" => capture(&path, seed),
-        "leisurely" => crate::resting::write_now_and_then(&path, seed),
+        "leisurely" => crate::application::write_now_and_then(&path, seed),
         "exclusive" => {
             let database = connect(&path);
             database.execute_batch("PRAGMA locking_mode=EXCLUSIVE; INSERT INTO t (body) VALUES (1)").unwrap();

@@ -68,7 +68,7 @@ fn soak(seed: u64, seconds: u64) {
                             Ok(resting) => {
                                 rested += 1;
                                 std::thread::park_timeout(Duration::from_micros(random.u64(0..3_000)));
-                                crate::resting::wake(resting, &world)
+                                crate::application::wake(resting, &world)
                             }
                             Err(refused) => refused.unharmed,
                         };
