@@ -226,8 +226,18 @@ impl Capture {
         let given = &settings.database;
         let path = given.canonicalize().map_err(Error::io("find", given))?;
         place::check(&path, settings.any_file_system)?;
-        // These are closed after the connections, whatever happens.
-        let database = Locks::open(&path).map_err(Error::io("open", &path))?;
+        let open = |path: &Path| {
+            let locks = Locks::open(path)?;
+            if settings.alone_in_process {
+                locks.0.may_close();
+            }
+            Ok(locks)
+        };
+        // These are closed after the connections, whatever happens. An index that is there already may be another capture's, which must not
+        // close it while we begin.
+        let database = open(&path).map_err(Error::io("open", &path))?;
+        let index_path = beside(&path, "-shm");
+        let _index = open(&index_path).ok();
         let locks;
         let first = Attached::open(&path, settings.patience)?;
         let page_size = wal_mode(&first, &path)?;
@@ -241,12 +251,7 @@ impl Capture {
         let second = Attached::open(&path, settings.patience)?;
         let log_path = beside(&path, "-wal");
         let log = files::open_log(&log_path).map_err(Error::io("open", &log_path))?;
-        let index_path = beside(&path, "-shm");
-        locks = Locks::open(&index_path).map_err(Error::io("open", &index_path))?;
-        if settings.alone_in_process {
-            database.0.may_close();
-            locks.0.may_close();
-        }
+        locks = open(&index_path).map_err(Error::io("open", &index_path))?;
         let mut files = Vec::new();
         for path in [&path, &log_path, &index_path] {
             files.push((path.clone(), Identity::at(path).map_err(Error::io("look at", path))?));
@@ -779,16 +784,22 @@ mod tests {
         }
     }
 
-    /// No way is known in which a transaction could be missed. If there is one, this is how it is noticed.
-    #[test]
-    fn a_count_that_is_not_the_databases_own_leads_to_a_snapshot() {
+    /// A database with a table, the application's connection to it, and a capture.
+    pub(super) fn captured() -> (tempfile::TempDir, rusqlite::Connection, Capture) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("db");
         let database = rusqlite::Connection::open(&path).unwrap();
         database.execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t (a)").unwrap();
         let mut settings = Settings::new(&path);
         settings.truncate_when_alone = false;
-        let (mut capture, _) = Capture::start(settings, Box::new(|| Timestamp(1)), &mut Nothing).unwrap();
+        let (capture, _) = Capture::start(settings, Box::new(|| Timestamp(1)), &mut Nothing).unwrap();
+        (folder, database, capture)
+    }
+
+    /// No way is known in which a transaction could be missed. If there is one, this is how it is noticed.
+    #[test]
+    fn a_count_that_is_not_the_databases_own_leads_to_a_snapshot() {
+        let (_folder, database, mut capture) = captured();
         let write = || database.execute_batch("INSERT INTO t VALUES (1)").unwrap();
         write();
         assert_eq!((capture.pass().unwrap().len(), capture.snapshots()), (1, 1));

@@ -16,9 +16,15 @@
 //! Whatever cannot be proven – a log that is another one than before, a count of transactions that is not the database's own – leads to a snapshot
 //! of the whole database, and a line in the log that says why.
 //!
+//! # Thousands of databases
+//! One that has been idle for long can [rest](Capture::rest): what a hold guarantees is then kept by three locks alone, with two descriptors and no
+//! connection. A [`Watch`] notices a commit within nanoseconds, for those that are captured and for those that rest. Where even descriptors run
+//! short, one that rests can be [parked](Resting::park), with nothing held at all. [`frugal`] makes connections small.
+//!
 //! # What must be left alone
 //! The process must not open and close the database or its `-shm` by other means than this SQLite: with any descriptor that it closes, the locks
-//! of all the others are gone.
+//! of all the others are gone. For the same reason descriptors of ours stay open when a database is let go, unless
+//! [`Settings::alone_in_process`] says that there is nobody whose locks they could take.
 
 mod build;
 mod capture;

@@ -349,3 +349,29 @@ fn not_now(why: NotHeld, path: &Path) -> NotNow {
         NotHeld::Io(error) => NotNow::Failed(Error::io("lock", path)(error)),
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::super::tests::captured;
+    use super::*;
+    use crate::raw::tests::MISSING;
+
+    #[test]
+    fn where_the_system_has_no_such_locks_the_capture_goes_on() {
+        let (_folder, database, mut capture) = captured();
+        database.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).unwrap();
+        capture.pass().unwrap();
+        MISSING.set(true);
+        let Refused { unharmed, why } = *capture.rest().unwrap_err();
+        assert!(matches!(why, NotNow::Unsupported), "{why}");
+        MISSING.set(false);
+        let mut capture = unharmed;
+        database.execute_batch("INSERT INTO t VALUES (1)").unwrap();
+        assert_eq!((capture.pass().unwrap().len(), capture.snapshots()), (1, 1));
+        database.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).unwrap();
+        capture.pass().unwrap();
+        // What it tried does not keep it from trying again.
+        drop(capture.rest().unwrap());
+    }
+}
