@@ -12,3 +12,4 @@ mod processes;
 
 mod soak;
 mod table;
+mod untouched;

@@ -64,6 +64,10 @@ impl Process {
         Self::run(command, role, path)
     }
 
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_some()
+    }
+
     /// Waits until it has done what it had to, and has found nothing wrong.
     pub(crate) fn succeeds(mut self) {
         let mut status = None;
@@ -114,6 +118,10 @@ fn what_a_child_does() {
         "mounted alone" => crate::table::mounted_alone(&path),
         "obeys" => crate::disk::obey(&path),
         "our fsyncs fail" => crate::disk::our_fsyncs_fail(),
+        "captures" => crate::untouched::capture_until_done(&path, false),
+        "captures and checkpoints" => crate::untouched::capture_until_done(&path, true),
+        "hasty" => crate::untouched::hasty(&path, Duration::ZERO),
+        "patient for a second" => crate::untouched::hasty(&path, Duration::from_secs(1)),
         "disk full" => crate::disk::disk_full(),
         role => crate::table::application(role, &path),
     }
