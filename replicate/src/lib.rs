@@ -29,9 +29,11 @@ mod error;
 #[cfg(test)]
 mod faults;
 mod files;
+mod large;
 mod outside;
 mod place;
 mod stage;
+mod standing;
 mod state;
 mod sys;
 pub mod wal;

@@ -20,6 +20,8 @@ pub(crate) struct World {
     pub(crate) path: PathBuf,
     pub(crate) replica: Replica,
     pub(crate) time: Arc<AtomicI64>,
+    /// From which size on snapshots let the log begin anew.
+    pub(crate) large: u64,
 }
 
 /// What a replica would hold.
@@ -28,7 +30,7 @@ pub(crate) struct Replica {
     pub(crate) newest: Option<Newest>,
     pub(crate) page_size: Option<PageSize>,
     pub(crate) image: Vec<u8>,
-    pub(crate) beyond: Vec<u8>,
+    beyond: Vec<u8>,
     /// How many of the files held everything.
     pub(crate) complete: u32,
     pub(crate) files: u32,
@@ -41,6 +43,11 @@ impl Remote for Replica {
 }
 
 impl Replica {
+    /// One that has nothing, and is to have what comes behind a TXID.
+    pub(crate) fn behind(newest: Newest) -> Self {
+        Self { newest: Some(newest), ..Self::default() }
+    }
+
     /// Applies files, each of which must be the next one.
     pub(crate) fn take(&mut self, staged: Vec<Staged>) {
         for staged in staged {
@@ -123,7 +130,13 @@ impl World {
     pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().canonicalize().unwrap().join("db");
-        Self { _folder: folder, path, replica: Replica::default(), time: Arc::new(AtomicI64::new(1_000_000)) }
+        Self {
+            _folder: folder,
+            path,
+            replica: Replica::default(),
+            time: Arc::new(AtomicI64::new(1_000_000)),
+            large: 1 << 30,
+        }
     }
 
     /// A world with a database in WAL mode that has a table, and the application's connection to it.
@@ -154,7 +167,9 @@ impl World {
     }
 
     pub(crate) fn settings(&self) -> Settings {
-        settings(&self.path)
+        let mut settings = settings(&self.path);
+        settings.large = self.large;
+        settings
     }
 
     pub(crate) fn start(&mut self) -> Capture {

@@ -8,6 +8,7 @@ mod common;
 mod disk;
 mod goes_on;
 mod holes;
+mod large;
 mod processes;
 
 mod soak;

@@ -165,6 +165,7 @@ fn capture(path: &Path, seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut settings = settings(path);
     (settings.checkpoint_pages, settings.truncate_pages, settings.cut) = (40, 200, 100_000);
+    settings.large = random.u64(0..2);
     let mut time = 0;
     let clock = Box::new(move || {
         time += 1;
