@@ -157,6 +157,14 @@ pub(crate) fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create(true).truncate(true).open(path)
 }
 
+/// Creates a file of ours that nobody else finds, and that is gone when it is closed.
+pub(crate) fn create_nameless(folder: &Path) -> io::Result<File> {
+    let path = folder.join("copy.tmp");
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
+    fs::remove_file(&path)?;
+    Ok(file)
+}
+
 /// Opens a file of ours.
 pub(crate) fn open_own(path: &Path) -> io::Result<File> {
     File::open(path)

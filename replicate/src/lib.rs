@@ -37,10 +37,12 @@ mod error;
 #[cfg(test)]
 mod faults;
 mod files;
+mod large;
 mod outside;
 mod place;
 mod raw;
 mod stage;
+mod standing;
 mod state;
 mod sys;
 pub mod wal;

@@ -41,7 +41,7 @@ pub struct Staged {
 }
 
 /// The folder.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Stage {
     folder: PathBuf,
 }

@@ -73,6 +73,10 @@ impl Process {
         Self::run(command, role, path, Stdio::null())
     }
 
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_some()
+    }
+
     /// Waits until it has done what it had to, and has found nothing wrong.
     pub(crate) fn succeeds(mut self) {
         let mut status = None;
@@ -137,6 +141,10 @@ fn what_a_child_does() {
         "mounted alone" => crate::table::mounted_alone(&path),
         "obeys" => crate::disk::obey(&path),
         "our fsyncs fail" => crate::disk::our_fsyncs_fail(),
+        "captures" => crate::untouched::capture_until_done(&path, false),
+        "captures and checkpoints" => crate::untouched::capture_until_done(&path, true),
+        "hasty" => crate::untouched::hasty(&path, Duration::ZERO),
+        "patient for a second" => crate::untouched::hasty(&path, Duration::from_secs(1)),
         "disk full" => crate::disk::disk_full(),
         role => crate::table::application(role, &path),
     }
@@ -180,6 +188,7 @@ fn capture(path: &Path, seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut settings = settings(path);
     (settings.checkpoint_pages, settings.truncate_pages, settings.cut) = (40, 200, 100_000);
+    settings.large = random.u64(0..2);
     let mut time = 0;
     let clock = Box::new(move || {
         time += 1;

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use crate::common::{World, checkpoint, connect};
 use crate::processes::{start, write_something};
 
-fn soak(seed: u64, seconds: u64) {
+fn soak(seed: u64, seconds: u64, large: u64) {
     let (mut world, database) = World::with(1024, "INCREMENTAL");
+    world.large = large;
     let (stop, commits, logs) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
     // Whoever writes holds it shared; who compares holds it alone.
     let pause = RwLock::new(());
@@ -97,8 +98,18 @@ fn soak(seed: u64, seconds: u64) {
     );
 }
 
+fn run(large: u64) {
+    let seconds = std::env::var("SOAK_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5);
+    soak(std::env::var("SOAK_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(3), seconds, large);
+}
+
+/// The same, with every snapshot made as that of a large database is.
+#[test]
+fn writers_checkpoints_and_snapshots_that_let_the_log_begin_anew() {
+    run(1);
+}
+
 #[test]
 fn writers_checkpoints_and_a_capture_that_is_stopped_and_killed() {
-    let seconds = std::env::var("SOAK_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5);
-    soak(std::env::var("SOAK_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(3), seconds);
+    run(0);
 }
