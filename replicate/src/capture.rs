@@ -15,11 +15,12 @@ use ltx::{Checksum, Commit, Header, PageSize, Pgno, Timestamp, Txid};
 use crate::build::{self, Segment};
 use crate::checkpoint::Upkeep;
 use crate::files::{self, Identity, Locks};
+use crate::outside::{self, Outside};
 use crate::stage::{Stage, Staged};
 use crate::state::State;
 use crate::sys::Attached;
-use crate::wal::{Backfill, Index, Log, Place, Salts, Unproven, Unsettled};
-use crate::{Error, Result};
+use crate::wal::{Backfill, INDEX_WORDS, Index, Log, Place, Salts, Unproven, Unsettled};
+use crate::{Error, Result, place};
 
 mod park;
 mod rest;
@@ -53,6 +54,8 @@ pub struct Settings {
     /// Whether this process has no connections to the database but ours. Descriptors may be closed then once the database is let go; otherwise
     /// they stay open, since closing them would take SQLite's locks away. Default: no.
     pub alone_in_process: bool,
+    /// Whether a database is captured on whatever file system it lies, even one that is known to have no memory or locks to share. Default: no.
+    pub any_file_system: bool,
     /// How long to wait for a lock. Default: 500 ms.
     pub patience: Duration,
 }
@@ -71,6 +74,7 @@ impl Settings {
             checkpoint_interval: Duration::from_secs(60),
             truncate_when_alone: true,
             alone_in_process: false,
+            any_file_system: false,
             patience: Duration::from_millis(500),
         }
     }
@@ -120,8 +124,11 @@ pub struct Capture {
     /// The same for the database file.
     database: Locks,
     /// The database, its log and its index, as they were found, and when they were last looked at.
-    files: Vec<(PathBuf, Option<Identity>)>,
+    pub(crate) files: Vec<(PathBuf, Option<Identity>)>,
     checked: Timestamp,
+    pub(crate) outside: Outside,
+    /// When we were last called.
+    pub(crate) time: Timestamp,
     pub(crate) settings: Settings,
     pub(crate) path: PathBuf,
     pub(crate) clock: Clock,
@@ -148,7 +155,7 @@ pub struct Capture {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hold {
     /// What the index said once it had begun.
-    index: Index,
+    pub(crate) index: Index,
     /// Whether all of the log was in the file before and after, so that the hold lets a writer begin the log anew.
     full: bool,
     /// Whether it is a lock on the file, and no transaction.
@@ -169,9 +176,17 @@ struct Position {
 pub(crate) struct Look {
     pub(crate) index: Index,
     pub(crate) done: u32,
+    /// How far a checkpoint has tried to get.
+    pub(crate) attempted: u32,
 }
 
 impl Look {
+    /// What the beginning of an index says, of which `index` was understood.
+    pub(crate) fn of(index: Index, words: &[u32; INDEX_WORDS]) -> Self {
+        let Backfill { done, attempted, .. } = Backfill::parse(words);
+        Self { index, done, attempted }
+    }
+
     pub(crate) const fn is_full(&self) -> bool {
         self.done == self.index.frames
     }
@@ -210,11 +225,15 @@ impl Capture {
     ) -> Result<(Self, Vec<Staged>)> {
         let given = &settings.database;
         let path = given.canonicalize().map_err(Error::io("find", given))?;
+        place::check(&path, settings.any_file_system)?;
         // These are closed after the connections, whatever happens.
         let database = Locks::open(&path).map_err(Error::io("open", &path))?;
         let locks;
         let first = Attached::open(&path, settings.patience)?;
         let page_size = wal_mode(&first, &path)?;
+        if outside::is_locked_by_dotfile(&path) {
+            return Err(Error::Exclusive { path, pid: None });
+        }
         first.begin().map_err(|error| match database.exclusive() {
             Some(pid) if error.is_busy() => Error::Exclusive { path: path.clone(), pid },
             _ => error,
@@ -254,6 +273,8 @@ impl Capture {
             database,
             files,
             checked: clock(),
+            outside: Outside::default(),
+            time: clock(),
             path,
             stage,
             state_path,
@@ -279,6 +300,7 @@ impl Capture {
                 doubt = None;
             }
         }
+        capture.note_files()?;
         match doubt {
             None => capture.capture(&now)?,
             Some(why) => capture.begin_anew(&now, &why)?,
@@ -295,26 +317,12 @@ impl Capture {
     /// Why that cannot be done just now. What was captured before the error is handed out by the next call.
     pub fn pass(&mut self) -> Result<Vec<Staged>> {
         self.catch_up()?;
-        let time = (self.clock)();
-        if time.0.saturating_sub(self.checked.0) >= CHECK_EVERY {
+        self.time = (self.clock)();
+        if self.time.0.saturating_sub(self.checked.0) >= CHECK_EVERY {
             self.check_files()?;
-            self.checked = time;
+            self.checked = self.time;
         }
         Ok(std::mem::take(&mut self.ready))
-    }
-
-    /// Makes sure that the files which we have open are still those that everybody else will open. A pass does so once a second.
-    ///
-    /// # Errors
-    /// [`Error::Replaced`] and [`Error::Deleted`], after which the database must be started anew.
-    pub fn check_files(&self) -> Result<()> {
-        for (path, identity) in &self.files {
-            if Identity::at(path).map_err(Error::io("look at", path))? != *identity {
-                let path = path.clone();
-                return Err(if path == self.path { Error::Replaced(path) } else { Error::Deleted(path) });
-            }
-        }
-        Ok(())
     }
 
     /// Captures what was committed up to now, and lets go of the database.
@@ -325,6 +333,15 @@ impl Capture {
         let now = self.look()?;
         self.capture(&now)?;
         Ok(std::mem::take(&mut self.ready))
+    }
+
+    /// The database's size as of the last pass, and that of the valid part of its log, in bytes.
+    #[must_use]
+    pub fn sizes(&self) -> (u64, u64) {
+        let frame = (crate::wal::FRAME_HEADER_LEN + self.page_size.bytes()) as u64;
+        let frames = self.captured.map_or(0, |index| u64::from(index.frames));
+        let log = if frames == 0 { 0 } else { crate::wal::HEADER_LEN as u64 + frames * frame };
+        (Commit(self.position.commit).bytes(self.page_size), log)
     }
 
     /// The last TXID that was captured.
@@ -434,7 +451,7 @@ impl Capture {
             return Ok(());
         }
         if let Some(why) = self.follow(&now.index)? {
-            tracing::error!(path = %self.path.display(), why, "cannot follow the database's WAL; taking a new snapshot");
+            tracing::error!(path = %self.path.display(), "cannot follow the database's WAL: {why}; new snapshot");
             self.snapshots += 1;
             self.snapshot(now)?;
         }
@@ -596,8 +613,9 @@ impl Capture {
         self.files.first().and_then(|(_, identity)| *identity).map_or(0, |identity| identity.inode)
     }
 
-    fn begin_anew(&mut self, now: &Look, why: &str) -> Result<()> {
-        tracing::warn!(path = %self.path.display(), why, "taking a new snapshot");
+    /// Captures all of the database, for a reason that goes to the log as it is.
+    pub(crate) fn begin_anew(&mut self, now: &Look, line: &str) -> Result<()> {
+        tracing::warn!(path = %self.path.display(), "{line}");
         self.snapshots += 1;
         self.snapshot(now)
     }
@@ -609,10 +627,10 @@ impl Capture {
 
     /// Why the log is not proven to go on where it was left.
     fn doubt(&self, now: &Index) -> Result<Option<String>> {
-        let Some(state) = self.state else { return Ok(Some("nothing was captured before".to_owned())) };
-        let because = |why: &str| Ok(Some(why.to_owned()));
+        let because = |why: &str| Ok(Some(format!("{why}; new snapshot")));
+        let Some(state) = self.state else { return because("nothing was captured before") };
         if state.page_size != self.page_size {
-            return Ok(Some(format!("page size changed {}→{}", state.page_size, self.page_size)));
+            return Ok(Some(format!("page size changed {}→{}: new snapshot", state.page_size, self.page_size)));
         }
         if state.inode != self.inode() {
             return because("database file was replaced (changed outside SQLite)");
@@ -631,7 +649,7 @@ impl Capture {
             Ok(log) if log.header.salts == now.salts => log,
             Ok(_) => return because("the WAL is another one than its index tells of"),
             Err(Unproven::Io(error)) => return Err(Error::io("read the WAL of", &self.path)(error)),
-            Err(why) => return Ok(Some(why.to_string())),
+            Err(why) => return because(&why.to_string()),
         };
         let stored = log.frame_header(frame).map_err(Error::io("read the WAL of", &self.path))?;
         if stored.is_none_or(|stored| stored.sum != sum) {
@@ -678,7 +696,8 @@ impl Standing {
         let time = ours.2.max(newest.time.unwrap_or_default());
         let anew = |why: String| -> Result<Self> {
             stage.delete(|_| true)?;
-            Ok(Self { last: (newest.txid, time), waiting: Vec::new(), state, doubt: Some(why) })
+            let doubt = Some(format!("{why}; new snapshot"));
+            Ok(Self { last: (newest.txid, time), waiting: Vec::new(), state, doubt })
         };
         let (txid, have) = (newest.txid, ours.0);
         if txid > have {
@@ -706,7 +725,7 @@ fn look(connection: &Attached, path: &Path) -> Result<Look> {
         match Index::parse(&words) {
             Ok(index) => {
                 if Index::parse(&connection.index()?) == Ok(index) {
-                    return Ok(Look { index, done: Backfill::parse(&words).done });
+                    return Ok(Look::of(index, &words));
                 }
             }
             Err(unsettled) => why = unsettled,
@@ -728,7 +747,7 @@ fn wal_mode(connection: &Attached, path: &Path) -> Result<PageSize> {
     page_size.filter(|_| header[18..] == [2, 2]).ok_or_else(|| Error::NotWal(path.to_owned()))
 }
 
-fn beside(path: &Path, suffix: &str) -> PathBuf {
+pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()

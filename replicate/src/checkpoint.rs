@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use ltx::Timestamp;
 
 use crate::capture::Look;
+use crate::concern::Pinned;
 use crate::stage::Staged;
 use crate::sys::Attached;
 use crate::wal::Salts;
@@ -21,11 +22,13 @@ pub(crate) struct Upkeep {
     since: Timestamp,
     /// The last time that we tried: how long the log was then.
     tried: Option<(Salts, u32, Timestamp)>,
+    /// That it could not be copied as far as it should.
+    pub(crate) pinned: Option<Pinned>,
 }
 
 impl Upkeep {
     pub(crate) const fn new(now: &Look, time: Timestamp) -> Self {
-        Self { seen: (now.index.salts, now.done), since: time, tried: None }
+        Self { seen: (now.index.salts, now.done), since: time, tried: None, pinned: None }
     }
 }
 
@@ -38,8 +41,9 @@ impl Capture {
     /// Why it cannot be done just now. The database is captured all the same by the next [`Capture::pass`].
     pub fn checkpoint_if_due(&mut self) -> Result<Vec<Staged>> {
         let time = (self.clock)();
+        self.time = time;
         let now = self.look()?;
-        let Look { index, done } = now;
+        let Look { index, done, .. } = now;
         if self.upkeep.seen != (index.salts, done) {
             self.upkeep.seen = (index.salts, done);
             self.upkeep.since = time;
@@ -80,7 +84,10 @@ impl Capture {
     /// Captures, copies what it can, and holds anew: if no writer comes meanwhile, the next one begins the log anew.
     fn checkpoint(&mut self) -> Result<()> {
         self.catch_up()?;
+        let wanted = self.hold.index;
         self.copy()?;
+        let now = self.look()?;
+        self.note_checkpoint(&wanted, &now);
         self.renew()
     }
 

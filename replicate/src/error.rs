@@ -9,7 +9,7 @@ use crate::wal::{Unproven, Unsettled};
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a database cannot be captured, or not just now. [`crate::Capture::pass`] may be called again after any of them, and goes on once what
-/// is wrong is right again; only after [`Error::Replaced`] and [`Error::Deleted`] it never is.
+/// is wrong is right again; only after [`Error::Replaced`], [`Error::Deleted`] and [`Error::NotShared`] it never is.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -48,14 +48,26 @@ pub enum Error {
     NotWal(PathBuf),
     /// Somebody keeps everybody else out.
     #[error(
-        "PID {pid} holds {} exclusively (locking_mode=EXCLUSIVE); replication waits until it is NORMAL",
+        "{} holds {} exclusively (locking_mode=EXCLUSIVE); replication waits until it is NORMAL",
+        pid.map_or_else(|| "a process of another container".to_owned(), |pid| format!("PID {pid}")),
         path.display()
     )]
     Exclusive {
         /// The database.
         path: PathBuf,
-        /// The process.
-        pid: i32,
+        /// The process, where it can be seen from here.
+        pid: Option<i32>,
+    },
+    /// What lies beside the database is not what the application has beside it.
+    #[error("{}'s -wal/-shm are not shared with the application; mount the whole directory. Refusing", .0.display())]
+    NotShared(PathBuf),
+    /// A file system without the memory and the locks that a log needs; see [`crate::Settings::any_file_system`].
+    #[error("{} is on {kind}: WAL needs local shared memory and locks. Refusing", path.display())]
+    FileSystem {
+        /// The database.
+        path: PathBuf,
+        /// The file system's name.
+        kind: &'static str,
     },
     /// Another file has the database's name now, or none. The capture must be started again.
     #[error("{}: database file was replaced (changed outside SQLite); new snapshot", .0.display())]
@@ -113,6 +125,12 @@ impl Error {
             Self::Io { source, .. } | Self::Ltx { source: ltx::Error::Io(source), .. } => full(source),
             _ => false,
         }
+    }
+
+    /// Whether what was held of the database is nobody's any more, so that it must be started anew.
+    #[must_use]
+    pub const fn is_final(&self) -> bool {
+        matches!(self, Self::Replaced(_) | Self::Deleted(_) | Self::NotShared(_))
     }
 
     /// Whether somebody holds a lock that we need, so that trying again will help.

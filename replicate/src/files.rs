@@ -18,6 +18,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use crate::descriptors::Descriptor;
 
 /// SQLite's lock bytes in a `-shm` file.
+const WRITE_LOCK: i64 = 120;
 const CHECKPOINT_LOCK: i64 = 121;
 pub(crate) const READ_0_LOCK: i64 = 123;
 pub(crate) const ALIVE_LOCK: i64 = 128;
@@ -100,45 +101,49 @@ impl Locks {
         self.held(ALIVE_LOCK, true)
     }
 
+    /// Whether somebody is writing, in whatever process.
+    pub(crate) fn writing(&self) -> bool {
+        self.held(WRITE_LOCK, true)
+    }
+
     /// Whether another process has the database open.
     pub(crate) fn in_use(&self) -> bool {
         self.held(ALIVE_LOCK, false)
     }
 
-    /// Who holds a database so that nobody else can even read it, as far as that can be told.
-    pub(crate) fn exclusive(&self) -> Option<i32> {
-        let mut lock = libc::flock {
-            l_type: libc::F_RDLCK as i16,
-            l_whence: libc::SEEK_SET as i16,
-            l_start: SHARED_LOCK.0,
-            l_len: SHARED_LOCK.1,
-            l_pid: 0,
-        };
-        fcntl(self.0.as_ref(), FcntlArg::F_GETLK(&mut lock)).ok()?;
-        (i32::from(lock.l_type) != libc::F_UNLCK && lock.l_pid > 0).then_some(lock.l_pid)
+    /// Whether somebody holds a database so that nobody else can even read it; and who, unless it is no process that can be seen from here.
+    pub(crate) fn exclusive(&self) -> Option<Option<i32>> {
+        let lock = self.query(libc::F_RDLCK, SHARED_LOCK, true).ok()?;
+        (i32::from(lock.l_type) != libc::F_UNLCK).then_some((lock.l_pid > 0).then_some(lock.l_pid))
     }
 
     /// Whether somebody else holds a lock on a byte. What the SQLite in our own process holds shows only where that is asked for.
     fn held(&self, byte: i64, our_own_too: bool) -> bool {
-        let query = |own: bool| {
-            let mut lock = libc::flock {
-                l_type: libc::F_WRLCK as i16,
-                l_whence: libc::SEEK_SET as i16,
-                l_start: byte,
-                l_len: 1,
-                l_pid: 0,
-            };
-            // To a lock of an open file description, those of our own process are others.
-            let asked = if own { FcntlArg::F_OFD_GETLK(&mut lock) } else { FcntlArg::F_GETLK(&mut lock) };
-            fcntl(self.0.as_ref(), asked).map(|_| i32::from(lock.l_type) != libc::F_UNLCK)
-        };
-        let held = match query(our_own_too) {
-            // A kernel without them.
-            Err(Errno::EINVAL) if our_own_too => query(false),
-            held => held,
-        };
+        let lock = self.query(libc::F_WRLCK, (byte, 1), our_own_too);
         // Where it cannot be told, yes is the answer that does less harm.
-        held.unwrap_or(true)
+        lock.map_or(true, |lock| i32::from(lock.l_type) != libc::F_UNLCK)
+    }
+
+    /// What stands in the way of a lock on some bytes. To a lock of an open file description, those of our own process are others.
+    fn query(&self, kind: libc::c_int, (start, len): (i64, i64), our_own_too: bool) -> Result<libc::flock, Errno> {
+        let mut lock =
+            libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: start, l_len: len, l_pid: 0 };
+        if our_own_too {
+            match self.query_ofd(&mut lock) {
+                // A kernel without them.
+                Err(Errno::EINVAL) => {}
+                asked => return asked.map(|()| lock),
+            }
+        }
+        fcntl(self.0.as_ref(), FcntlArg::F_GETLK(&mut lock)).map(|_| lock)
+    }
+
+    fn query_ofd(&self, lock: &mut libc::flock) -> Result<(), Errno> {
+        #[cfg(test)]
+        if crate::faults::NO_OFD_LOCKS.get() {
+            return Err(Errno::EINVAL);
+        }
+        fcntl(self.0.as_ref(), FcntlArg::F_OFD_GETLK(lock)).map(|_| ())
     }
 }
 
@@ -169,4 +174,36 @@ pub(crate) fn read_own(path: &Path) -> io::Result<Option<Vec<u8>>> {
 /// Makes the names in a folder durable.
 pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::faults::NO_OFD_LOCKS;
+
+    /// A kernel that does not know them answers all the same, but for what our own process holds.
+    #[test]
+    fn ofd_locks_that_are_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("db");
+        let database = rusqlite::Connection::open(&path).unwrap();
+        database.execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t (a); BEGIN IMMEDIATE").unwrap();
+        let locks = Locks::open(&folder.path().join("db-shm")).unwrap();
+        let seen = || (locks.writing(), locks.checkpointing(), locks.in_use(), locks.exclusive());
+        assert_eq!(seen(), (true, false, false, None));
+        NO_OFD_LOCKS.set(true);
+        assert_eq!(seen(), (false, false, false, None));
+        // All goes on with them or without.
+        database.execute_batch("COMMIT").unwrap();
+        database.busy_timeout(std::time::Duration::ZERO).unwrap();
+        let clock = Box::new(|| ltx::Timestamp(1));
+        let settings = crate::Settings::new(&path);
+        let (mut capture, _) = crate::Capture::start(settings, clock, &mut crate::place::tests::Nobody).unwrap();
+        for _ in 0..5 {
+            database.execute_batch("INSERT INTO t VALUES (1); PRAGMA wal_checkpoint(RESTART)").unwrap();
+            assert_eq!(capture.pass().unwrap().len(), 1);
+        }
+        assert_eq!(capture.snapshots(), 1);
+        NO_OFD_LOCKS.set(false);
+    }
 }

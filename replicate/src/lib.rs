@@ -23,11 +23,16 @@
 mod build;
 mod capture;
 mod checkpoint;
+mod concern;
 pub mod daemon;
 mod descriptors;
 mod digest;
 mod error;
+#[cfg(test)]
+mod faults;
 mod files;
+mod outside;
+mod place;
 mod raw;
 mod stage;
 mod state;
@@ -37,6 +42,7 @@ mod watch;
 mod whole;
 
 pub use capture::{Capture, Clock, Newest, NotNow, Parked, Refused, Remote, Resting, Settings};
+pub use concern::Concern;
 pub use digest::Digest;
 pub use error::{Error, Result};
 pub use stage::Staged;

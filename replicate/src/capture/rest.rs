@@ -13,11 +13,12 @@ use ltx::{PageSize, Timestamp, Txid};
 use super::{Capture, Clock, Hold, Look, Position, Settings, look};
 use crate::checkpoint::Upkeep;
 use crate::files::{self, Identity};
+use crate::outside::{Outside, Still};
 use crate::raw::{self, NotHeld, RawHold};
 use crate::stage::{Stage, Staged};
 use crate::state::State;
 use crate::sys::{Attached, Mapping};
-use crate::wal::{Backfill, Index};
+use crate::wal::Index;
 use crate::watch::{Seen, Watch};
 use crate::{Error, Result};
 
@@ -70,6 +71,7 @@ pub struct Resting {
     last: (Txid, Timestamp),
     position: Position,
     captured: Index,
+    file: Option<Still>,
     snapshots: u32,
 }
 
@@ -116,6 +118,7 @@ impl Capture {
             last: self.last,
             position: self.position,
             captured,
+            file: self.outside.file(),
             snapshots: self.snapshots,
         })
     }
@@ -125,7 +128,7 @@ impl Capture {
         if !self.ready.is_empty() {
             return Err(NotNow::Uncaptured);
         }
-        self.check_files()?;
+        self.check_names()?;
         let before = self.look()?;
         self.is_quiet(&before)?;
         let hold = RawHold::take(&self.database, &self.locks).map_err(|why| not_now(why, &self.path))?;
@@ -207,6 +210,8 @@ impl Resting {
             database: self.hold.database().clone(),
             files: names.into_iter().zip(self.files).collect(),
             checked: clock(),
+            outside: Outside::of(self.file),
+            time: clock(),
             settings: self.settings,
             path,
             stage,
@@ -329,7 +334,7 @@ struct Awake {
 /// What the index says now; nothing where it is being written just now.
 fn peek(hold: &RawHold, path: &Path) -> Result<Option<Look>> {
     let words = raw::read_index(hold.index()).map_err(Error::io("read the index of", path))?;
-    Ok(Index::parse(&words).ok().map(|index| Look { index, done: Backfill::parse(&words).done }))
+    Ok(Index::parse(&words).ok().map(|index| Look::of(index, &words)))
 }
 
 fn watch(index: &files::Locks, path: &Path) -> Result<Watch> {

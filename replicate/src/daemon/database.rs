@@ -4,7 +4,7 @@
 //! change, or wants something, says so on the database's [`Face`] and sees that there is a driver.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,9 @@ pub(crate) struct Database {
     /// Wakes the driver.
     pub(crate) wake: Notify,
     /// Says that something has come of it.
-    progress: Notify,
+    pub(crate) progress: Notify,
+    /// When it is to be drilled again.
+    pub(crate) drill_due: AtomicI64,
     /// Whether its replicas are being compacted.
     keeping: AtomicBool,
 }
@@ -55,6 +57,10 @@ pub(crate) struct Face {
     answered: u64,
     /// Why a snapshot is wanted.
     snapshot: Option<String>,
+    /// Whether a drill is wanted, up to which TXID one was made, and what is to be said of the last one.
+    drill: bool,
+    drilled: Txid,
+    alarm: Option<String>,
     /// Whether it shall be let go.
     ending: bool,
     /// Whether it is stopped until somebody starts it.
@@ -120,6 +126,9 @@ impl Database {
             asked: 0,
             answered: 0,
             snapshot: None,
+            drill: false,
+            drilled: Txid::ZERO,
+            alarm: None,
             ending: false,
             stopped: false,
             txid: Txid::ZERO,
@@ -139,6 +148,7 @@ impl Database {
             face: Mutex::new(face),
             wake: Notify::new(),
             progress: Notify::new(),
+            drill_due: AtomicI64::new(i64::MAX),
             keeping: AtomicBool::new(false),
         }
     }
@@ -371,6 +381,21 @@ impl Database {
         self.face().snapshot = Some(why.to_owned());
     }
 
+    /// Asks for a drill, where anything was captured since the last one. Says whether.
+    pub(crate) fn wants_drill(&self) -> bool {
+        let mut face = self.face();
+        face.drill = face.txid > face.drilled && !face.stopped;
+        face.drill
+    }
+
+    /// Notes what came of a drill.
+    pub(crate) fn drilled(&self, passed: bool, alarm: Option<String>) {
+        let mut face = self.face();
+        face.counters.drills_passed += u64::from(passed);
+        face.counters.drills_failed += u64::from(!passed);
+        face.alarm = alarm;
+    }
+
     /// Lets go of it, once all is captured and uploaded, or patience ends.
     pub(crate) async fn stop(
         self: &Arc<Self>,
@@ -448,7 +473,7 @@ impl Database {
             size: face.size,
             wal_size: face.wal_size,
             error: face.error.clone(),
-            concern: face.concern.clone(),
+            concern: face.alarm.clone().or_else(|| face.concern.clone()),
             disk_full: face.disk_full,
             replicas: Vec::new(),
             counters: face.counters,
@@ -508,7 +533,7 @@ impl Database {
 }
 
 /// Runs what blocks on a thread where it may. `None` where it panicked: then it was as if we had crashed.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => Some(done),
         Err(error) => {
@@ -587,7 +612,7 @@ impl Driver {
                     }
                     Some(Err(refused)) => {
                         let Refused { unharmed, why } = *refused;
-                        if !matches!(why, Error::Replaced(_) | Error::Deleted(_)) {
+                        if !why.is_final() {
                             self.held = Held::Resting(Box::new(unharmed), permit);
                         }
                         return Err(NotTaken::Capture(why));
@@ -709,17 +734,17 @@ impl Driver {
     /// Captures where that is due. Tells when it will be.
     async fn tick(&mut self, mut capture: Box<Capture>, permit: OwnedSemaphorePermit) -> Option<Instant> {
         let now = Instant::now();
-        let (asked, changed, snapshot) = {
+        let (asked, changed, snapshot, drill) = {
             let mut face = self.database.face();
             let now = face.urgent || face.asked > face.answered;
             face.urgent = false;
-            (now.then_some(face.asked), face.changed, face.snapshot.take())
+            (now.then_some(face.asked), face.changed, face.snapshot.take(), std::mem::take(&mut face.drill))
         };
         let based = self.database.lines.iter().any(|line| line.needs_base());
         let snapshot = snapshot.or_else(|| based.then(|| "a replica lacks what comes before".to_owned()));
         let wait = if changed.is_some() { self.pace() } else { LOOK };
         let due = self.last.map_or(now, |last| last + wait);
-        if now < due && asked.is_none() && snapshot.is_none() {
+        if now < due && asked.is_none() && snapshot.is_none() && !drill {
             self.held = Held::Live(capture, permit);
             return Some(due);
         }
@@ -737,16 +762,30 @@ impl Driver {
             if outcome.is_ok() {
                 outcome = capture.checkpoint_if_due().map(|more| staged.extend(more));
             }
-            (capture, staged, outcome)
+            let mut digest = None;
+            if outcome.is_ok() && drill {
+                match capture.digest() {
+                    Ok(found) => digest = Some(found),
+                    Err(error) => outcome = Err(error),
+                }
+                if outcome.is_ok() {
+                    outcome = capture.pass().map(|more| staged.extend(more));
+                }
+            }
+            (capture, staged, outcome, digest)
         })
         .await;
         drop(turn);
-        let Some((capture, staged, outcome)) = done else {
+        let Some((capture, staged, outcome, digest)) = done else {
             return Some(self.refused(&NotTaken::Remote("it could not be captured".to_owned())));
         };
         self.queue(&staged, since.unwrap_or(started));
         self.note(&capture, &staged, started, capture.snapshots() - before);
         self.database.upload(&self.shared);
+        if let Some(digest) = digest {
+            self.database.face().drilled = digest.txid();
+            self.shared.runtime.spawn(self.database.clone().drill(self.shared.clone(), Arc::new(digest)));
+        }
         match outcome {
             Ok(()) => {
                 {
@@ -760,7 +799,7 @@ impl Driver {
                 self.database.progress.notify_waiters();
                 self.rest(capture, permit).await
             }
-            Err(error @ (Error::Replaced(_) | Error::Deleted(_))) => {
+            Err(error) if error.is_final() => {
                 // What was held is nobody's any more.
                 let anew = self.failures == 0;
                 let later = self.refused(&NotTaken::Capture(error));
@@ -822,7 +861,7 @@ impl Driver {
         }
         let watch = resting.watch();
         let mut face = self.database.face();
-        let wanted = face.ending || face.asked > face.answered || face.snapshot.is_some();
+        let wanted = face.ending || face.asked > face.answered || face.snapshot.is_some() || face.drill;
         let held = Held::Resting(Box::new(resting), kept);
         let Ok(watch) = watch else {
             self.held = held;
@@ -858,9 +897,15 @@ impl Driver {
         let mut face = self.database.face();
         face.txid = capture.txid();
         face.counters.snapshots += u64::from(snapshots);
-        if let Some(last) = staged.last() {
+        let (size, wal_size) = capture.sizes();
+        (face.size, face.wal_size) = (size, wal_size);
+        let concern = capture.concern().map(|concern| concern.to_string());
+        if let (Some(concern), None) = (&concern, &face.concern) {
+            tracing::warn!(path = %self.database.path().display(), concern);
+        }
+        face.concern = concern;
+        if !staged.is_empty() {
             self.quiet = started;
-            face.size = last.commit.bytes(last.page_size);
             face.counters.syncs += 1;
             face.counters.sync_time += started.elapsed();
             face.counters.wal_bytes += staged.iter().map(|staged| staged.wal_bytes).sum::<u64>();

@@ -4,6 +4,7 @@
 //! they share: how much is done at once, and when replicas are compacted.
 
 mod database;
+mod drill;
 mod line;
 mod spec;
 mod status;
@@ -15,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use database::Database;
+use database::{Database, blocking};
 use futures::StreamExt;
 use tokio::sync::Semaphore;
 
@@ -148,6 +149,7 @@ impl Daemon {
                 return false;
             }
             let database = Arc::new(Database::new(spec));
+            database.put_off_drill((self.0.options.clock)());
             databases.insert(path, database.clone());
             database
         };
@@ -284,6 +286,11 @@ async fn keep(shared: Weak<Shared>) {
         let Some(shared) = shared.upgrade() else { return };
         let now = (shared.options.clock)();
         let due: Vec<_> = shared.databases().values().filter(|database| database.claim_upkeep(now)).cloned().collect();
+        let drills: Vec<_> =
+            shared.databases().values().filter(|database| database.claim_drill(now)).cloned().collect();
+        for database in drills {
+            database.rouse(&shared);
+        }
         for database in due {
             let Ok(permit) = shared.merges.clone().acquire_owned().await else { return };
             let shared = shared.clone();

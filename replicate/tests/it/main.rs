@@ -5,8 +5,10 @@ mod asked;
 mod captures;
 mod checkpoints;
 mod common;
+mod disk;
 mod goes_on;
 mod holes;
 mod processes;
-mod said;
+
 mod soak;
+mod table;

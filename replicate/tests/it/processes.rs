@@ -18,10 +18,7 @@ pub(crate) struct Process(Child);
 
 impl Process {
     pub(crate) fn start(role: &str, path: &Path) -> Self {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "processes::what_a_child_does", "--nocapture"]);
-        command.env(ROLE, role).env(DATABASE, path).stdin(Stdio::piped()).stdout(Stdio::null());
-        Self(command.spawn().unwrap())
+        Self::run(Command::new(std::env::current_exe().unwrap()), role, path)
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -46,6 +43,41 @@ impl Process {
 
     fn kill(self) {
         drop(self);
+    }
+
+    /// The same where nobody else sees what it mounts; `None` where that is not permitted.
+    pub(crate) fn start_with_mounts(role: &str, path: &Path) -> Option<Self> {
+        let permitted = Command::new("unshare").args(["-m", "true"]).stderr(Stdio::null()).status();
+        if !permitted.is_ok_and(|status| status.success()) {
+            println!("{role} is not tested: mounting is not permitted");
+            return None;
+        }
+        let mut command = Command::new("unshare");
+        command.arg("-m").arg(std::env::current_exe().unwrap());
+        Some(Self::run(command, role, path))
+    }
+
+    /// The same with more in its environment.
+    pub(crate) fn start_under(role: &str, path: &Path, environment: &[(&str, &PathBuf)]) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.envs(environment.iter().copied());
+        Self::run(command, role, path)
+    }
+
+    /// Waits until it has done what it had to, and has found nothing wrong.
+    pub(crate) fn succeeds(mut self) {
+        let mut status = None;
+        wait_for("a child to end", || {
+            status = self.0.try_wait().unwrap();
+            status.is_some()
+        });
+        assert!(status.unwrap().success());
+    }
+
+    fn run(mut command: Command, role: &str, path: &Path) -> Self {
+        command.args(["--exact", "processes::what_a_child_does", "--nocapture"]);
+        command.env(ROLE, role).env(DATABASE, path).stdin(Stdio::piped()).stdout(Stdio::null());
+        Self(command.spawn().unwrap())
     }
 }
 
@@ -79,14 +111,11 @@ fn what_a_child_does() {
     match role.as_str() {
         "application" => application(&path, seed),
         "capture" => capture(&path, seed),
-        "exclusive" => {
-            let database = connect(&path);
-            database.execute_batch("PRAGMA locking_mode=EXCLUSIVE; INSERT INTO t (body) VALUES (1)").unwrap();
-            loop {
-                std::thread::park();
-            }
-        }
-        role => panic!("{role}"),
+        "mounted alone" => crate::table::mounted_alone(&path),
+        "obeys" => crate::disk::obey(&path),
+        "our fsyncs fail" => crate::disk::our_fsyncs_fail(),
+        "disk full" => crate::disk::disk_full(),
+        role => crate::table::application(role, &path),
     }
 }
 

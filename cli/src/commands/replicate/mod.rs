@@ -9,13 +9,14 @@ mod hints;
 mod missing;
 mod once;
 mod plan;
-mod running;
+pub(crate) mod running;
 mod sharing;
 mod signals;
 mod table;
 mod watch;
 mod words;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -37,12 +38,17 @@ use words::Words;
 
 /// How many databases' replicas are opened at once.
 const OPENED: usize = 16;
+/// Up to so many databases have a line each at the start.
+const FEW: usize = 100;
 
 pub(crate) fn run(
     common: &Common,
     args: &ReplicateArgs,
     log_level: Option<tracing::Level>,
 ) -> anyhow::Result<ExitCode> {
+    if !litestream_replicate::frugal() {
+        tracing::debug!("SQLite was used before: connections take more memory than they need");
+    }
     let plan = Plan::new(common, args)?;
     let screen = Screen::stderr();
     let logging = &plan.config.logging;
@@ -54,11 +60,11 @@ async fn serve(common: &Common, args: &ReplicateArgs, plan: Plan, screen: &Scree
     let command = plan.config.exec.as_deref().map(Words::parse).transpose()?;
     let mut signals = Signals::new(command.is_some())?;
     raise_descriptors();
-    let databases = plan.databases()?;
+    let (databases, mut problems) = plan.databases();
     let Plan { config, origin } = plan;
     let running = Arc::new(Running::new(config, place::policy(common)));
-    let specs = specs(&running, databases).await;
-    let specs = specs.map_err(|problems| problems.of(origin))?;
+    let specs = specs(&running, databases, &mut problems).await;
+    Problems::none(origin.as_deref(), problems)?;
     if let Some(signal) = missing::restore(&specs, &mut signals, screen).await? {
         return Ok(signal.code());
     }
@@ -107,31 +113,32 @@ fn raise_descriptors() {
     }
 }
 
-/// How each database is replicated; or all that is wrong with their replicas.
-async fn specs(running: &Running, databases: Vec<DbConfig>) -> Result<Vec<(DbConfig, Spec)>, Problems> {
+/// How each database is replicated, and what is wrong with their replicas.
+async fn specs(running: &Running, databases: Vec<DbConfig>, problems: &mut Vec<String>) -> Vec<(DbConfig, Spec)> {
     let opened = stream::iter(databases).map(|database| async move {
         let spec = running.spec_for(&database).await;
         spec.map(|spec| (database, spec))
     });
-    let opened: Vec<anyhow::Result<(DbConfig, Spec)>> = opened.buffered(OPENED).collect().await;
-    let (mut specs, mut problems) = (Vec::new(), Vec::new());
-    for outcome in opened {
+    let mut opened = opened.buffered(OPENED);
+    let mut specs = Vec::new();
+    while let Some(outcome) = opened.next().await {
         match outcome {
             Ok(spec) => specs.push(spec),
             Err(error) => problems.push(format!("{error:#}")),
         }
     }
-    Problems::none(None, problems).map(|()| specs)
+    specs
 }
 
-fn register(running: &Running, specs: Vec<(DbConfig, Spec)>) -> Vec<std::path::PathBuf> {
+fn register(running: &Running, specs: Vec<(DbConfig, Spec)>) -> Vec<PathBuf> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), databases = specs.len(), "litestream");
     if specs.is_empty() {
         tracing::warn!("the configuration lists no databases that are there");
     }
     let mut paths = Vec::new();
+    let are_few = specs.len() <= FEW;
     for (database, spec) in specs {
-        for target in &spec.replicas {
+        for target in spec.replicas.iter().filter(|_| are_few) {
             let (db, replica, sync_interval) = (database.path.display(), target.replica.url(), target.sync_interval);
             tracing::info!(%db, %replica, kind = target.kind, ?sync_interval, "replicating");
         }

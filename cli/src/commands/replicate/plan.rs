@@ -82,11 +82,8 @@ impl Plan {
         Ok(Self { config, origin: None })
     }
 
-    /// The databases that there are now, each once. What is odd about them is logged.
-    ///
-    /// # Errors
-    /// All that is wrong with them.
-    pub(super) fn databases(&self) -> Result<Vec<DbConfig>, Problems> {
+    /// The databases that there are now, each once, and all that is wrong with them. What is only odd is logged.
+    pub(super) fn databases(&self) -> (Vec<DbConfig>, Vec<String>) {
         let mut found = Found::default();
         for entry in &self.config.dbs {
             if let DbEntry::Database(database) = entry {
@@ -104,8 +101,7 @@ impl Plan {
         let mut problems = found.problems;
         problems.extend(sharing::shared_state(&found.all));
         problems.extend(sharing::shared_replicas(&found.all));
-        Problems::none(self.origin.as_deref(), problems)?;
-        Ok(found.all)
+        (found.all, problems)
     }
 }
 
@@ -120,11 +116,6 @@ impl Problems {
     /// Fails unless there is none.
     pub(super) fn none(origin: Option<&Path>, all: Vec<String>) -> Result<(), Self> {
         if all.is_empty() { Ok(()) } else { Err(Self { origin: origin.map(Path::to_owned), all }) }
-    }
-
-    /// Says where they come from.
-    pub(super) fn of(self, origin: Option<PathBuf>) -> Self {
-        Self { origin, ..self }
     }
 }
 
@@ -210,13 +201,14 @@ pub(super) mod tests {
         std::fs::write(&file, b"SQLite format 3\0").unwrap();
         std::os::unix::fs::symlink(&file, folder.path().join("b.db")).unwrap();
         let dir = folder.path().display();
-        let found = plan(&format!("dbs: [{{dir: {dir}, pattern: '*.db', replica: {{path: /backup}}}}]")).databases();
-        let paths: Vec<PathBuf> = found.unwrap().into_iter().map(|database| database.path).collect();
-        assert_eq!(paths, [file]);
+        let text = format!("dbs: [{{dir: {dir}, pattern: '*.db', replica: {{path: /backup}}}}]");
+        let (databases, problems) = plan(&text).databases();
+        let paths: Vec<PathBuf> = databases.into_iter().map(|database| database.path).collect();
+        assert_eq!((paths, problems.len()), (vec![file], 0));
         let both = format!(
             "dbs: [{{path: {dir}/a.db, replica: {{path: /backup/a}}}}, {{path: {dir}/b.db, replica: {{path: /backup/b}}}}]"
         );
-        let problems = plan(&both).databases().unwrap_err().to_string();
-        assert!(problems.contains("is the same file as"), "{problems}");
+        let (_, problems) = plan(&both).databases();
+        assert!(problems.len() == 1 && problems[0].contains("is the same file as"), "{problems:?}");
     }
 }

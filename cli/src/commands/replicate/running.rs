@@ -16,9 +16,14 @@ use litestream_pageindex::upkeep::Schedule;
 use litestream_replicate::Settings;
 use litestream_replicate::daemon::{ControlError, Daemon, Options, Spec, Synced, Target};
 use litestream_storage::config::{ReplicaConfig, is_url};
-use litestream_storage::{Replica, RetryPolicy};
+use litestream_storage::{Replica, RetryPolicy, Stores};
 
 use crate::place;
+
+/// How long one request to a store is tried.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How many descriptors are left for connections, files that are uploaded, and whatever else the process has open.
+const OTHERS: u64 = 768;
 
 /// The daemon at work.
 #[derive(Debug)]
@@ -30,8 +35,8 @@ pub(crate) struct Running {
     pub(crate) config: Arc<Config>,
     /// Since when.
     pub(crate) started: Timestamp,
-    /// How patient to be with stores.
-    policy: RetryPolicy,
+    /// Where replicas lie.
+    stores: Stores,
     known: Mutex<Known>,
 }
 
@@ -48,11 +53,15 @@ impl Running {
     /// Nothing is replicated yet.
     pub(crate) fn new(config: Config, policy: RetryPolicy) -> Self {
         let clock = Arc::new(|| ltx::Timestamp(Timestamp::now().as_millisecond()));
+        let mut options = Options::new(clock, &identity());
+        options.descriptors = descriptors();
+        // The daemon tries again by itself, for ever; what is wrong should show before long.
+        let policy = RetryPolicy { total: policy.total.min(PATIENCE), ..policy };
         Self {
-            daemon: Daemon::new(Options::new(clock, &identity())),
+            daemon: Daemon::new(options),
             config: Arc::new(config),
             started: Timestamp::now(),
-            policy,
+            stores: Stores::new(policy),
             known: Mutex::default(),
         }
     }
@@ -80,7 +89,7 @@ impl Running {
 
     /// The one place where replicas are opened.
     async fn open(&self, replica: &ReplicaConfig) -> litestream_storage::Result<Replica> {
-        litestream_storage::open(replica, self.policy.clone()).await
+        self.stores.open(replica).await
     }
 
     /// The configuration of a database that somebody wants to have registered: the file's, or with this replica the defaults.
@@ -161,7 +170,7 @@ fn file_at(path: &Path) -> Option<(u64, u64)> {
     path.metadata().ok().map(|there| (there.dev(), there.ino()))
 }
 
-/// How a database is captured. Zero, in the configuration, means without a limit.
+/// How a database is captured.
 fn settings(database: &DbConfig) -> Settings {
     let DbSettings {
         checkpoint_interval,
@@ -172,10 +181,13 @@ fn settings(database: &DbConfig) -> Settings {
         ..
     } = database.settings;
     let mut settings = Settings::new(&database.path);
-    settings.cut = if max_sync_wal_bytes == 0 { u64::MAX } else { max_sync_wal_bytes };
+    settings.meta_path.clone_from(&database.meta_path);
+    // This process opens what it replicates by no other way.
+    settings.alone_in_process = true;
+    settings.cut = max_sync_wal_bytes;
     settings.checkpoint_pages = min_checkpoint_page_count;
-    settings.truncate_pages = if truncate_page_n == 0 { u32::MAX } else { truncate_page_n };
-    settings.checkpoint_interval = if checkpoint_interval.is_zero() { Duration::MAX } else { checkpoint_interval };
+    settings.truncate_pages = truncate_page_n;
+    settings.checkpoint_interval = checkpoint_interval;
     settings.patience = busy_timeout;
     settings
 }
@@ -188,6 +200,12 @@ fn schedule(config: &Config, settings: &DbSettings) -> Schedule {
         retention: RetentionPolicy { l0: config.l0_retention, snapshots: settings.snapshot.retention },
         deletes: config.retention_enabled,
     }
+}
+
+/// How many descriptors databases may use.
+fn descriptors() -> u64 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1 << 20);
+    limit.saturating_sub(OTHERS).max(limit / 2)
 }
 
 /// This process, as others may know it.
@@ -227,8 +245,8 @@ dbs:
         let database = running.config.find_db(Path::new("/data/a.db")).unwrap();
         let spec = running.spec_for(&database).await.unwrap();
         let settings = &spec.settings;
-        assert_eq!((settings.cut, settings.truncate_pages, settings.checkpoint_pages), (u64::MAX, u32::MAX, 1000));
-        assert_eq!((settings.checkpoint_interval, settings.patience), (Duration::MAX, Duration::from_secs(3)));
+        assert_eq!((settings.cut, settings.truncate_pages, settings.checkpoint_pages), (0, 0, 1000));
+        assert_eq!((settings.checkpoint_interval, settings.patience), (Duration::ZERO, Duration::from_secs(3)));
         let kinds: Vec<_> = spec.replicas.iter().map(|target| (target.kind, target.sync_interval.as_secs())).collect();
         assert_eq!(kinds, [("file", 5), ("s3", 1)]);
         assert!(spec.replicas[0].auto_recover && !spec.replicas[1].auto_recover);
