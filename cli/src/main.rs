@@ -4,8 +4,9 @@ mod args;
 mod commands;
 mod connect;
 mod control;
-mod logging;
 #[cfg_attr(not(test), expect(dead_code, reason = "for the command that replicates"))]
+mod doors;
+mod logging;
 mod metrics;
 mod output;
 mod place;

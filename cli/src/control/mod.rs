@@ -5,9 +5,7 @@ pub(crate) mod answers;
 pub(crate) mod args;
 pub(crate) mod client;
 pub(crate) mod commands;
-#[cfg_attr(not(test), expect(dead_code, reason = "for the command that replicates"))]
 pub(crate) mod listener;
-#[cfg_attr(not(test), expect(dead_code, reason = "for the command that replicates"))]
 pub(crate) mod server;
 #[cfg(test)]
 pub(crate) mod tests;
