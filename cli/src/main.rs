@@ -4,8 +4,6 @@ mod args;
 mod commands;
 mod connect;
 mod control;
-#[cfg_attr(not(test), expect(dead_code, reason = "for the command that replicates"))]
-mod doors;
 mod logging;
 mod metrics;
 mod output;

@@ -109,6 +109,12 @@ impl Visit for Said {
         self.put(field, Value::Bare(value.to_string()));
     }
 
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        // JSON knows no others.
+        let text = value.to_string();
+        self.put(field, if value.is_finite() { Value::Bare(text) } else { Value::Text(text) });
+    }
+
     fn record_bool(&mut self, field: &Field, value: bool) {
         self.put(field, Value::Bare(value.to_string()));
     }

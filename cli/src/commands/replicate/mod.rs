@@ -4,6 +4,7 @@
 //! they are registered, the child starts after that, and whatever ends the daemon, the replicas are brought up to date first.
 
 mod child;
+mod doors;
 mod heartbeat;
 mod hints;
 mod missing;
@@ -29,6 +30,7 @@ use crate::args::{Common, ReplicateArgs, tracing_level};
 use crate::logging::{self, Screen};
 use crate::place;
 use child::Child;
+use doors::Doors;
 use plan::{Plan, Problems};
 use running::Running;
 use signals::{Signal, Signals};
@@ -63,12 +65,19 @@ async fn serve(common: &Common, args: &ReplicateArgs, plan: Plan, screen: &Scree
     let (databases, mut problems) = plan.databases();
     let Plan { config, origin } = plan;
     let running = Arc::new(Running::new(config, place::policy(common)));
-    let specs = specs(&running, databases, &mut problems).await;
+    // Nothing has begun yet that would have to be ended well.
+    let specs = tokio::select! {
+        specs = specs(&running, databases, &mut problems) => specs,
+        signal = signals.end() => return Ok(signal.code()),
+    };
     Problems::none(origin.as_deref(), problems)?;
+    // Both are bound before anything starts: whoever cannot be watched had better not begin.
+    let doors = if args.once { Doors::default() } else { Doors::open(&running.config).await? };
     if let Some(signal) = missing::restore(&specs, &mut signals, screen).await? {
         return Ok(signal.code());
     }
     let paths = register(&running, specs);
+    let doors = doors.let_in(&running);
     let mut beside = JoinSet::new();
     if !args.once {
         beside.spawn(heartbeat::run(running.clone()));
@@ -94,6 +103,7 @@ async fn serve(common: &Common, args: &ReplicateArgs, plan: Plan, screen: &Scree
         Ok(ExitCode::SUCCESS)
     };
     beside.shutdown().await;
+    doors.close().await;
     let up_to_date = shut_down(&running, &mut signals).await;
     drop(table);
     match outcome {
@@ -126,6 +136,8 @@ async fn specs(running: &Running, databases: Vec<DbConfig>, problems: &mut Vec<S
             Ok(spec) => specs.push(spec),
             Err(error) => problems.push(format!("{error:#}")),
         }
+        // Opening is computing more than waiting, and a signal should be heard meanwhile.
+        tokio::task::yield_now().await;
     }
     specs
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use litestream_config::{self as config, Config, DbConfig, DbEntry, DbSettings, Replica};
+use litestream_storage::config::{Location, is_url};
 
 use super::sharing;
 use crate::args::{Common, ReplicateArgs};
@@ -59,6 +60,12 @@ impl Plan {
 
     fn of_command_line(common: &Common, database: &Path, urls: &[String]) -> anyhow::Result<Self> {
         let name = database.display();
+        if database.to_str().is_some_and(|text| is_url(text) && !text.starts_with("sqlite")) {
+            // Not quoted: an address may carry credentials.
+            bail!(
+                "name the database file first, and then where it goes, as in `litestream replicate my.db s3://BUCKET/PATH`"
+            );
+        }
         if urls.is_empty() {
             bail!("{name}: where should it go? Give a replica URL, too, such as s3://BUCKET/PATH or file:///PATH");
         }
@@ -161,6 +168,15 @@ impl Found {
         let name = database.path.display();
         if database.path.is_dir() {
             self.problems.push(format!("{name}: is a folder: name a database file, or write `dir` instead of `path`"));
+        }
+        for replica in &database.replicas {
+            if let Location::File(folder) = &replica.config.location
+                && folder.path.is_file()
+            {
+                let path = folder.path.display();
+                self.problems
+                    .push(format!("{name}: its replica {path} is a file: a replica lies in a folder of its own"));
+            }
         }
         if let Some(first) = self.twin(&database.path) {
             let first = first.display();

@@ -18,6 +18,7 @@ use litestream_replicate::daemon::{ControlError, Daemon, Options, Spec, Synced, 
 use litestream_storage::config::{ReplicaConfig, is_url};
 use litestream_storage::{Replica, RetryPolicy, Stores};
 
+use crate::control::Host;
 use crate::place;
 
 /// How long one request to a store is tried.
@@ -27,7 +28,6 @@ const OTHERS: u64 = 768;
 
 /// The daemon at work.
 #[derive(Debug)]
-#[allow(dead_code, reason = "the control socket is on its way")]
 pub(crate) struct Running {
     /// Replicates.
     pub(crate) daemon: Daemon,
@@ -48,7 +48,6 @@ struct Known {
     files: HashSet<(u64, u64)>,
 }
 
-#[allow(dead_code, reason = "the control socket is on its way")]
 impl Running {
     /// Nothing is replicated yet.
     pub(crate) fn new(config: Config, policy: RetryPolicy) -> Self {
@@ -166,6 +165,30 @@ impl Running {
     }
 }
 
+impl Host for Running {
+    fn daemon(&self) -> &Daemon {
+        &self.daemon
+    }
+
+    fn started(&self) -> Timestamp {
+        self.started
+    }
+
+    async fn spec(&self, path: &Path, replica_url: Option<&str>) -> anyhow::Result<(DbConfig, Spec)> {
+        let database = self.database_at(path, replica_url)?;
+        let spec = self.spec_for(&database).await?;
+        Ok((database, spec))
+    }
+
+    fn register(&self, database: DbConfig, spec: Spec) -> bool {
+        Self::register(self, database, spec)
+    }
+
+    async fn unregister(&self, path: &Path, patience: Duration) -> Result<Synced, ControlError> {
+        Self::unregister(self, path, patience).await
+    }
+}
+
 fn file_at(path: &Path) -> Option<(u64, u64)> {
     path.metadata().ok().map(|there| (there.dev(), there.ino()))
 }
@@ -189,6 +212,7 @@ fn settings(database: &DbConfig) -> Settings {
     settings.truncate_pages = truncate_page_n;
     settings.checkpoint_interval = checkpoint_interval;
     settings.patience = busy_timeout;
+    // As soon as capturing can keep its state elsewhere: settings.meta_path.clone_from(&database.meta_path);
     settings
 }
 

@@ -99,7 +99,8 @@ fn text(statuses: &[Status], now: Timestamp, (columns, lines): (usize, usize)) -
             }
             text.push_str(head(line.trim_end(), columns));
             text.push('\n');
-            if let Some(why) = at.checked_sub(1).and_then(|at| trouble(shown[at])) {
+            let about = at.checked_sub(1).map(|at| shown[at]);
+            if let Some(why) = about.and_then(|status| trouble(status).or_else(|| status.concern.clone())) {
                 text.push_str(head(&format!("  {}", why.replace('\n', " ")), columns));
                 text.push('\n');
             }

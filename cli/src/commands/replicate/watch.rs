@@ -19,7 +19,7 @@ const RESCAN: Duration = Duration::from_secs(10);
 /// How long after a hint: what is being created or renamed is soon as it should be.
 const SETTLE: Duration = Duration::from_millis(200);
 /// However many hints there are, a look takes at most one part in so many of the time.
-const SHARE: u32 = 10;
+const SHARE: u32 = 20;
 
 /// The watched folders.
 pub(super) struct Watch {
@@ -63,7 +63,7 @@ impl Watch {
         loop {
             let began = Instant::now();
             self.look().await;
-            let pause = SETTLE.max(began.elapsed() * SHARE);
+            let pause = (began.elapsed() * SHARE).clamp(SETTLE, RESCAN);
             tokio::select! {
                 () = self.hints.next() => sleep(pause).await,
                 () = sleep(RESCAN) => {}
@@ -73,6 +73,8 @@ impl Watch {
 
     async fn look(&mut self) {
         while self.leaving.try_join_next().is_some() {}
+        let running = self.running.clone();
+        let _ = tokio::task::spawn_blocking(move || running.look_at_files()).await;
         for at in 0..self.folders.len() {
             let folder = &self.folders[at];
             let (running, config, seen) = (self.running.clone(), folder.config.clone(), folder.seen.clone());
@@ -151,7 +153,6 @@ fn folder(entry: &DbEntry, registered: &[PathBuf]) -> Option<Folder> {
 }
 
 fn look_into(running: &Running, config: &DirConfig, seen: HashSet<PathBuf>) -> Looked {
-    running.look_at_files();
     let is_new =
         |path: &Path| !seen.contains(path) && running.unless_replicated(path, || is_database(path)).unwrap_or_default();
     let (scan, failure) = match config.scan_with(&is_new) {
