@@ -14,7 +14,7 @@ use ltx::{Checksum, Commit, Header, PageSize, Pgno, Timestamp, Txid};
 
 use crate::build::{self, Segment};
 use crate::checkpoint::Upkeep;
-use crate::files::{self, Identity, Locks};
+use crate::files::{self, Identity, Locks, Reign, Stamp};
 use crate::large::Image;
 use crate::outside::{self, Outside};
 use crate::stage::{Stage, Staged};
@@ -129,6 +129,8 @@ pub struct Capture {
     pub(crate) locks: Locks,
     /// The same for the database file.
     database: Locks,
+    /// What keeps other replicators out.
+    reign: Option<Reign>,
     /// The database, its log and its index, as they were found, and when they were last looked at.
     pub(crate) files: Vec<(PathBuf, Option<Identity>)>,
     checked: Timestamp,
@@ -264,6 +266,7 @@ impl Capture {
         let log_path = beside(&path, "-wal");
         let log = files::open_log(&log_path).map_err(Error::io("open", &log_path))?;
         locks = open(&index_path).map_err(Error::io("open", &index_path))?;
+        let Some(reign) = Reign::begin(&locks) else { return Err(Error::Replicated(path)) };
         let mut files = Vec::new();
         for path in [&path, &log_path, &index_path] {
             files.push((path.clone(), Identity::at(path).map_err(Error::io("look at", path))?));
@@ -288,6 +291,7 @@ impl Capture {
             log,
             locks,
             database,
+            reign: Some(reign),
             files,
             checked: clock(),
             outside: Outside::default(),
@@ -313,7 +317,7 @@ impl Capture {
         };
         if doubt.is_none() {
             doubt = capture.doubt(&now.index)?;
-            if doubt.is_some() && capture.is_as_parked(parked)? {
+            if doubt.is_some() && (capture.is_as_parked(parked)? || capture.is_as_remembered()?) {
                 // From the beginning of the log, whatever log it is.
                 let place = Place { frame: 0, sum: now.index.sum };
                 capture.position = Position { salts: Salts::default(), place, ..capture.position };
@@ -354,6 +358,10 @@ impl Capture {
         self.capture(&now)?;
         if self.owed.is_some() {
             self.snapshot_held(&now)?;
+        }
+        // Our hold keeps the file as it is, where all of the log is in it.
+        if let Some(state) = self.state.filter(|_| now.is_full()) {
+            state.remember(&self.path, &self.state_path)?;
         }
         Ok(std::mem::take(&mut self.ready))
     }
@@ -640,6 +648,7 @@ impl Capture {
             place: position.place,
             inode: self.inode(),
             node_id: self.node_id,
+            file: None,
         }
     }
 
@@ -679,6 +688,12 @@ impl Capture {
     /// Whether the database file shows that nothing is missing, where the log does not.
     fn is_as_parked(&self, parked: Option<&Parked>) -> Result<bool> {
         parked.zip(self.state.as_ref()).map_or(Ok(false), |(parked, state)| parked.proves(state))
+    }
+
+    /// The same by what an earlier process has noted.
+    fn is_as_remembered(&self) -> Result<bool> {
+        let Some(file) = self.state.and_then(|state| state.file) else { return Ok(false) };
+        Ok(Stamp::at(&self.path).map_err(Error::io("look at", &self.path))? == Some(file))
     }
 
     /// Why the log is not proven to go on where it was left.

@@ -69,6 +69,9 @@ pub enum Error {
         /// The file system's name.
         kind: &'static str,
     },
+    /// Somebody else replicates it.
+    #[error("{} is replicated by another process; stop that one, and this one goes on", .0.display())]
+    Replicated(PathBuf),
     /// Another file has the database's name now, or none. The capture must be started again.
     #[error("{}: database file was replaced (changed outside SQLite); new snapshot", .0.display())]
     Replaced(PathBuf),

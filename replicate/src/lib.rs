@@ -57,9 +57,10 @@ pub use stage::Staged;
 pub use state::Left;
 pub use watch::{Seen, Watch};
 
-/// Has every connection of this process, not only ours, do with as little memory as it can: about 16 KiB for one of ours. To be called first of
-/// all, before anything in the process has used SQLite; later it does nothing, and says so.
+/// Has every connection of this process, not only ours, do with as little memory as it can: about 16 KiB for one of ours; and the allocator give
+/// back what is not needed any more. To be called first of all, before anything in the process has used SQLite; later it does nothing, and says so.
 #[must_use = "it says whether it was in time"]
 pub fn frugal() -> bool {
+    sys::thrifty_heap();
     sys::small_caches()
 }

@@ -90,7 +90,7 @@ impl Stage {
         let failed = Error::io("write", temporary);
         let wrong = |source| Error::Ltx { path: temporary.to_owned(), source };
         let file = files::create(temporary).map_err(&failed)?;
-        let mut encoder = Encoder::new(BufWriter::with_capacity(256 << 10, file), header).map_err(wrong)?;
+        let mut encoder = Encoder::new(BufWriter::with_capacity(64 << 10, file), header).map_err(wrong)?;
         let mut count = 0;
         pages(&mut |pgno, page| {
             count += 1;

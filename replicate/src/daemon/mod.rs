@@ -95,6 +95,12 @@ impl Drop for Shared {
 }
 
 impl Shared {
+    /// Runs what blocks, when it is its turn. `None` where it panicked.
+    async fn work<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let _turn = self.captures.acquire().await.ok()?;
+        blocking(work).await
+    }
+
     fn databases(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Arc<Database>>> {
         self.databases.lock().unwrap_or_else(PoisonError::into_inner)
     }
