@@ -127,6 +127,17 @@ impl Error {
         }
     }
 
+    /// Whether a file of ours holds something else than what was written.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Ltx { source: ltx::Error::Io(source), .. } | Self::Io { source, .. } => {
+                source.kind() == io::ErrorKind::UnexpectedEof
+            }
+            Self::Ltx { .. } => true,
+            _ => false,
+        }
+    }
+
     /// Whether somebody holds a lock that we need, so that trying again will help.
     #[must_use]
     pub fn is_busy(&self) -> bool {
