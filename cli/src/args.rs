@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use crate::control::args;
+
 /// SQLite kept in step with S3-style object storage, and queried straight from it.
 #[derive(Debug, Parser)]
 #[command(name = "litestream", version, propagate_version = true, disable_help_subcommand = true)]
 #[command(after_help = "Examples:
+  litestream replicate /var/lib/my.db s3://bucket/my.db
   litestream restore -o my.db s3://bucket/my.db
   litestream restore --timestamp '5 minutes ago' -o before.db s3://bucket/my.db
   litestream ltx s3://bucket/my.db
@@ -19,7 +22,7 @@ use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) common: Common,
-    /// What to log: error, warn, info, debug or trace [default: $LOG_LEVEL or warn].
+    /// What to log: error, warn, info, debug or trace [default: $LOG_LEVEL or warn; for replicate, $LOG_LEVEL, the configuration or info].
     #[arg(long, global = true, value_name = "LEVEL", value_parser = log_level)]
     pub(crate) log_level: Option<tracing::Level>,
     #[command(subcommand)]
@@ -42,6 +45,8 @@ pub(crate) struct Common {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Keep replicas in step with databases, as long as it runs.
+    Replicate(ReplicateArgs),
     /// Rebuild a database from its replica, to any moment.
     Restore(RestoreArgs),
     /// Compact a replica's levels, make a snapshot and apply retention, now.
@@ -61,6 +66,62 @@ pub(crate) enum Command {
     Completions(CompletionArgs),
     /// Write the manual pages into a folder.
     Man(ManArgs),
+    /// Show databases: up to where they are captured, what waits, and what the daemon says of them.
+    Status(args::StatusArgs),
+    /// Forget what was captured of a database, so that the daemon begins with a snapshot.
+    Reset(args::ResetArgs),
+    /// Show the running daemon.
+    Info(args::InfoArgs),
+    /// List the databases of the running daemon.
+    List(args::ListedArgs),
+    /// Have the daemon go on with a database.
+    Start(args::StartArgs),
+    /// Have the daemon stop a database, after a last sync.
+    Stop(args::StopArgs),
+    /// Have the daemon capture a database now, and wait until its replicas have it.
+    Sync(args::SyncArgs),
+    /// Have the daemon replicate one more database.
+    Register(args::RegisterArgs),
+    /// Have the daemon let go of a database, after a last sync.
+    Unregister(args::UnregisterArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  # all databases of the configuration file
+  litestream replicate
+  litestream replicate --config /etc/litestream.yml
+  # one database, without a configuration file, to one place or to several
+  litestream replicate /var/lib/my.db s3://bucket/my.db
+  litestream replicate /var/lib/my.db s3://bucket/my.db file:///mnt/backup/my.db
+  # in a container: restore what is not there yet, run the application, and end with it, when all is up to date
+  litestream replicate --restore-if-db-not-exists --exec 'myapp --port 8080'
+  # before maintenance: bring the replicas up to date, with a snapshot, and end
+  litestream replicate --once --force-snapshot
+
+SIGTERM and SIGINT bring all replicas up to date before the end; a second one ends at once.")]
+pub(crate) struct ReplicateArgs {
+    /// A database to replicate [default: those of the configuration file, which is not read where a database is named].
+    #[arg(value_name = "DB")]
+    pub(crate) database: Option<PathBuf>,
+    /// Where it goes; several are several replicas.
+    #[arg(value_name = "URL")]
+    pub(crate) urls: Vec<String>,
+    /// Run this program meanwhile, and end with it: with its exit code, after the replicas are up to date.
+    #[arg(long, value_name = "CMD", conflicts_with = "once")]
+    pub(crate) exec: Option<String>,
+    /// Bring all replicas up to date, and end.
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Make a snapshot of every database, too.
+    #[arg(long, requires = "once")]
+    pub(crate) force_snapshot: bool,
+    /// Compact and apply retention to every replica, too.
+    #[arg(long, requires = "once")]
+    pub(crate) enforce_retention: bool,
+    /// Restore databases that do not exist, first. Where there is no backup either, they are replicated as soon as somebody creates them.
+    #[arg(long)]
+    pub(crate) restore_if_db_not_exists: bool,
 }
 
 #[derive(Debug, Args)]
@@ -288,29 +349,32 @@ pub(crate) struct ManArgs {
     pub(crate) folder: PathBuf,
 }
 
-/// What to log where the command line does not say, and what is odd about the environment's `LOG_LEVEL`. Other programs read that, too: a value that only
-/// they know must not stop a command.
-pub(crate) fn log_level_of(variable: Option<&std::ffi::OsStr>) -> (tracing::Level, Option<String>) {
-    const DEFAULT: tracing::Level = tracing::Level::WARN;
+/// What the environment's `LOG_LEVEL` says, and what is odd about it. Other programs read that, too: a value that only they know must not stop a command.
+pub(crate) fn log_level_of(variable: Option<&std::ffi::OsStr>) -> (Option<tracing::Level>, Option<String>) {
     let Some(text) = variable.map(|text| text.to_string_lossy()).filter(|text| !text.trim().is_empty()) else {
-        return (DEFAULT, None);
+        return (None, None);
     };
     match log_level(&text) {
-        Ok(level) => (level, None),
-        Err(error) => (DEFAULT, Some(format!("LOG_LEVEL {text:?} in the environment is ignored: {error}"))),
+        Ok(level) => (Some(level), None),
+        Err(error) => (None, Some(format!("LOG_LEVEL {text:?} in the environment is ignored: {error}"))),
+    }
+}
+
+/// As `tracing` knows it.
+pub(crate) const fn tracing_level(level: litestream_config::LogLevel) -> tracing::Level {
+    use litestream_config::LogLevel;
+    match level {
+        LogLevel::Trace => tracing::Level::TRACE,
+        LogLevel::Debug => tracing::Level::DEBUG,
+        LogLevel::Info => tracing::Level::INFO,
+        LogLevel::Warn => tracing::Level::WARN,
+        LogLevel::Error => tracing::Level::ERROR,
     }
 }
 
 fn log_level(text: &str) -> Result<tracing::Level, String> {
-    use litestream_config::LogLevel;
-    match LogLevel::parse(text) {
-        Some(LogLevel::Trace) => Ok(tracing::Level::TRACE),
-        Some(LogLevel::Debug) => Ok(tracing::Level::DEBUG),
-        Some(LogLevel::Info) => Ok(tracing::Level::INFO),
-        Some(LogLevel::Warn) => Ok(tracing::Level::WARN),
-        Some(LogLevel::Error) => Ok(tracing::Level::ERROR),
-        None => Err("a level is error, warn, info, debug or trace".to_owned()),
-    }
+    let level = litestream_config::LogLevel::parse(text);
+    level.map(tracing_level).ok_or_else(|| "a level is error, warn, info, debug or trace".to_owned())
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -379,13 +443,16 @@ mod tests {
     #[test]
     fn a_log_level_of_other_programs_is_passed_over() {
         let level = |text: &str| log_level_of(Some(text.as_ref()));
-        assert_eq!(log_level_of(None), (tracing::Level::WARN, None));
-        for text in ["", " ", "warning", "WARN"] {
-            assert_eq!(level(text), (tracing::Level::WARN, None), "{text:?}");
+        assert_eq!(log_level_of(None), (None, None));
+        for text in ["", " "] {
+            assert_eq!(level(text), (None, None), "{text:?}");
         }
-        assert_eq!(level("Info"), (tracing::Level::INFO, None));
+        for text in ["warning", "WARN"] {
+            assert_eq!(level(text), (Some(tracing::Level::WARN), None), "{text:?}");
+        }
+        assert_eq!(level("Info"), (Some(tracing::Level::INFO), None));
         let (used, note) = level("notice");
-        assert_eq!(used, tracing::Level::WARN);
+        assert_eq!(used, None);
         assert!(note.unwrap().contains("\"notice\""));
     }
 

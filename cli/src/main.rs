@@ -3,8 +3,12 @@
 mod args;
 mod commands;
 mod connect;
+mod control;
+mod logging;
+mod metrics;
 mod output;
 mod place;
+mod serving;
 mod shell;
 
 use std::pin::pin;
@@ -22,14 +26,13 @@ fn main() -> ExitCode {
     // clap prints help on stdout with code 0 and usage errors on stderr with code 2.
     let arguments = Arguments::parse_from(args::normalize(std::env::args_os()));
     let (log_level, odd) = match arguments.log_level {
-        Some(level) => (level, None),
+        Some(level) => (Some(level), None),
         None => args::log_level_of(std::env::var_os("LOG_LEVEL").as_deref()),
     };
-    output::set_up_logging(log_level);
     if let Some(odd) = odd {
         output::note(&odd);
     }
-    match run(arguments) {
+    match run(arguments, log_level) {
         Ok(code) => code,
         Err(error) => {
             output::print_error(&error);
@@ -38,7 +41,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+fn run(arguments: Arguments, log_level: Option<tracing::Level>) -> anyhow::Result<ExitCode> {
+    // A daemon logs as its configuration says.
+    if let Command::Replicate(args) = &arguments.command {
+        return commands::replicate::run(&arguments.common, args, log_level);
+    }
+    logging::set_up_plain(log_level.unwrap_or(tracing::Level::WARN));
     // The shell has its own mind about signals, and waits for SQLite, which waits for the VFS.
     if let Command::VfsShell(args) = &arguments.command {
         return commands::vfs_shell::run(&arguments.common, args);
@@ -49,21 +57,27 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     {
         return commands::vfs_buffer::run(&arguments.common, args).map(|()| ExitCode::SUCCESS);
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let publishing = Publishing::default();
-    let outcome = runtime.block_on(until_interrupted(dispatch(arguments, &publishing), interrupted(), &publishing));
+    let work = until_interrupted(dispatch(arguments, &publishing), interrupted(), &publishing);
+    in_runtime(work).map(|()| ExitCode::SUCCESS)
+}
+
+/// Runs `work` with threads for it, and leaves nothing half done.
+pub(crate) fn in_runtime<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(work);
     // What was dropped there may have left uploads to abort.
     runtime.block_on(litestream_storage::settle(CLEAN_UP));
     runtime.shutdown_timeout(CLEAN_UP);
-    outcome.map(|()| ExitCode::SUCCESS)
+    outcome
 }
 
 /// Runs `work` to its end, or until a signal comes; but what has begun to put a database in place is not left half way.
-async fn until_interrupted(
-    work: impl Future<Output = anyhow::Result<()>>,
+pub(crate) async fn until_interrupted<T>(
+    work: impl Future<Output = anyhow::Result<T>>,
     signal: impl Future<Output = anyhow::Error>,
     publishing: &Publishing,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<T> {
     let mut work = pin!(work);
     tokio::select! {
         outcome = &mut work => return outcome,
@@ -82,12 +96,22 @@ async fn dispatch(arguments: Arguments, publishing: &Publishing) -> anyhow::Resu
         Command::Compact(args) => commands::compact::run(&common, &args).await,
         Command::Ltx(args) => commands::ltx::run(&common, &args).await,
         // Taken out before; see `run`.
+        Command::Replicate(_) => Ok(()),
         Command::VfsShell(args) => commands::vfs_shell::run(&common, &args).map(drop),
         Command::VfsBuffer(args) => commands::vfs_buffer::export(&common, &args, publishing).await,
         Command::Databases(args) => commands::databases::run(&common, &args),
         Command::Version(args) => commands::version::run(&args),
         Command::Completions(args) => commands::generate::completions(&args),
         Command::Man(args) => commands::generate::man(&args),
+        Command::Status(args) => commands::status::run(&common, &args).await,
+        Command::Reset(args) => commands::reset::run(&common, &args).await,
+        Command::Info(args) => control::commands::info(&common, &args).await,
+        Command::List(args) => control::commands::list(&common, &args).await,
+        Command::Start(args) => control::commands::start(&common, &args).await,
+        Command::Stop(args) => control::commands::stop(&common, &args).await,
+        Command::Sync(args) => control::commands::sync(&common, &args).await,
+        Command::Register(args) => control::commands::register(&common, &args).await,
+        Command::Unregister(args) => control::commands::unregister(&common, &args).await,
     }
 }
 

@@ -7,25 +7,6 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use tabled::settings::Style;
 use tabled::{Table, Tabled};
-use tracing_subscriber::EnvFilter;
-
-/// Sends the log to stderr. The libraries underneath speak up only about trouble.
-pub(crate) fn set_up_logging(level: tracing::Level) {
-    let quiet = if level >= tracing::Level::DEBUG { level } else { tracing::Level::ERROR };
-    let ours = ["litestream", "litestream_storage", "litestream_pageindex", "litestream_hydrate"];
-    // The VFS logs what SQLite cannot say; here that is said with the failure itself.
-    let vfs = if level >= tracing::Level::INFO { level.to_string() } else { "off".to_owned() };
-    // The S3 client calls an error what is none: that it cannot mark a connection which our own HTTP client marks itself.
-    let client = if level >= tracing::Level::DEBUG { level.to_string() } else { "off".to_owned() };
-    let quiet = format!("{quiet},litestream_vfs={vfs},aws_smithy_runtime={client}");
-    let filter = ours.iter().fold(quiet, |filter, name| format!("{filter},{name}={level}"));
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(filter))
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
-}
 
 /// One clear line; only a configuration's problems have a line each.
 pub(crate) fn print_error(error: &anyhow::Error) {
@@ -67,12 +48,19 @@ pub(crate) fn progress(what: &str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
     }
-    let bar = ProgressBar::no_length().with_prefix(what.to_owned());
+    let bar = bar(what);
+    bar.set_draw_target(ProgressDrawTarget::stderr());
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+/// A bar that somebody else draws.
+pub(crate) fn bar(what: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()).with_prefix(what.to_owned());
     let template = "{prefix} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
-    bar.enable_steady_tick(Duration::from_millis(200));
     bar
 }
 

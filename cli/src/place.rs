@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use litestream_config::{self as config, Config, DbConfig, DbEntry, DirConfig, LoadError};
-use litestream_storage::config::{Location, ReplicaConfig, is_url};
+use litestream_storage::config::{ConfigError, Location, ReplicaConfig, is_url};
 use litestream_storage::{Replica, RetryPolicy};
 
 use crate::args::Common;
@@ -22,7 +22,8 @@ pub(crate) struct Place {
     pub(crate) config: Option<Config>,
 }
 
-fn env(name: &str) -> Option<String> {
+/// A variable of the environment.
+pub(crate) fn env(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
@@ -75,12 +76,17 @@ pub(crate) async fn find(common: &Common, source: &str) -> anyhow::Result<Place>
     Ok(Place { database, address, replicas: opened, config })
 }
 
+/// The replica that a URL and the environment describe.
+pub(crate) fn address(url: &str) -> Result<ReplicaConfig, ConfigError> {
+    let mut config = ReplicaConfig::from_url(url)?;
+    config.apply_env(env)?;
+    Ok(config)
+}
+
 /// Finds what `source` names: a URL, or a database of the configuration file.
 pub(crate) fn resolve(common: &Common, source: &str) -> anyhow::Result<Named> {
     if is_url(source) {
-        let mut config = ReplicaConfig::from_url(source)?;
-        config.apply_env(env)?;
-        return Ok(Named { database: None, replicas: vec![config], config: None });
+        return Ok(Named { database: None, replicas: vec![address(source)?], config: None });
     }
     let (config_path, loaded) = load_config(common)?;
     let path = config::database_path(Path::new(source), env("HOME").map(PathBuf::from).as_deref());
@@ -105,9 +111,8 @@ pub(crate) fn resolve(common: &Common, source: &str) -> anyhow::Result<Named> {
 /// What is meant where nothing was named: `LITESTREAM_REPLICA_URL`, or the only database of the configuration file.
 pub(crate) fn only(common: &Common) -> anyhow::Result<Named> {
     if let Some(url) = env("LITESTREAM_REPLICA_URL").filter(|url| !url.is_empty()) {
-        let mut config = ReplicaConfig::from_url(&url).context("LITESTREAM_REPLICA_URL")?;
-        config.apply_env(env)?;
-        return Ok(Named { database: None, replicas: vec![config], config: None });
+        let replica = address(&url).context("LITESTREAM_REPLICA_URL")?;
+        return Ok(Named { database: None, replicas: vec![replica], config: None });
     }
     let (path, loaded) = load_config(common)?;
     let Some(config) = loaded else {
@@ -211,7 +216,7 @@ fn below(base: &ReplicaConfig, address: &ReplicaConfig) -> Option<String> {
 }
 
 /// The place behind a path, which may be relative, or a symbolic link.
-fn real(path: &Path) -> PathBuf {
+pub(crate) fn real(path: &Path) -> PathBuf {
     std::fs::canonicalize(path).unwrap_or_else(|_| config::database_path(path, None))
 }
 

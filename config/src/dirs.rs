@@ -19,6 +19,15 @@ pub struct ScanError {
     pub source: io::Error,
 }
 
+/// What a directory holds now.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Scan {
+    /// The databases, in order of their paths.
+    pub databases: Vec<DbConfig>,
+    /// The directories that were searched.
+    pub dirs: Vec<PathBuf>,
+}
+
 impl DirConfig {
     /// All databases that are there now, in order of their paths. A database is a file whose name fits the pattern and
     /// that begins like one; links to directories are not followed, links to files are.
@@ -26,9 +35,18 @@ impl DirConfig {
     /// # Errors
     /// A directory that is missing or cannot be read.
     pub fn scan(&self) -> Result<Vec<DbConfig>, ScanError> {
-        let mut found = Vec::new();
-        self.scan_into(&self.dir, &mut found)?;
-        Ok(found)
+        Ok(self.scan_with(&is_database)?.databases)
+    }
+
+    /// The same for whoever has files open that must not be opened twice: of each file whose name fits, `is_database`
+    /// says whether it is one.
+    ///
+    /// # Errors
+    /// As [`scan`](Self::scan).
+    pub fn scan_with(&self, is_database: &dyn Fn(&Path) -> bool) -> Result<Scan, ScanError> {
+        let mut scan = Scan::default();
+        self.scan_into(&self.dir, is_database, &mut scan)?;
+        Ok(scan)
     }
 
     /// The configuration of the database at this absolute path, if the entry covers it. The file need not exist, so that
@@ -55,10 +73,11 @@ impl DirConfig {
         Some(DbConfig { path: path.into(), meta_path, settings: self.settings.clone(), replicas })
     }
 
-    fn scan_into(&self, dir: &Path, found: &mut Vec<DbConfig>) -> Result<(), ScanError> {
+    fn scan_into(&self, dir: &Path, is_database: &dyn Fn(&Path) -> bool, scan: &mut Scan) -> Result<(), ScanError> {
         let failed = |source| ScanError { path: dir.into(), source };
         let mut entries = std::fs::read_dir(dir).and_then(Iterator::collect::<io::Result<Vec<_>>>).map_err(failed)?;
         entries.sort_by_key(std::fs::DirEntry::file_name);
+        scan.dirs.push(dir.into());
         for entry in entries {
             let path = entry.path();
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -66,7 +85,7 @@ impl DirConfig {
                 let name = entry.file_name();
                 let own = name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with("-litestream"));
                 if self.recursive && !own {
-                    match self.scan_into(&path, found) {
+                    match self.scan_into(&path, is_database, scan) {
                         // Removed since it was listed.
                         Err(error) if error.source.kind() == io::ErrorKind::NotFound => {}
                         other => other?,
@@ -75,15 +94,15 @@ impl DirConfig {
             } else if let Some(database) = self.database(&path)
                 && is_database(&path)
             {
-                found.push(database);
+                scan.databases.push(database);
             }
         }
         Ok(())
     }
 }
 
-/// Whether the file begins like an SQLite database (SQLite file format, 1.3.1).
-fn is_database(path: &Path) -> bool {
+/// Whether the file begins like an SQLite database (SQLite file format, 1.3.1). Opens and closes it.
+pub fn is_database(path: &Path) -> bool {
     // A pipe would block the reader.
     if !path.metadata().is_ok_and(|metadata| metadata.is_file()) {
         return false;

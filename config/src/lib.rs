@@ -7,6 +7,7 @@
 //! key gets the nearest known one. What replicas are is left to `litestream_storage::config`.
 
 use std::{
+    collections::HashSet,
     fmt, io,
     path::{Component, Path, PathBuf},
     time::Duration,
@@ -21,7 +22,7 @@ mod tree;
 pub mod units;
 pub mod when;
 
-pub use dirs::ScanError;
+pub use dirs::{Scan, ScanError, is_database};
 
 /// Where the configuration is when nothing says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/litestream.yml";
@@ -452,21 +453,17 @@ impl Config {
     /// # Errors
     /// A directory that cannot be searched.
     pub fn databases(&self) -> Result<Vec<DbConfig>, ScanError> {
-        let own: Vec<&Path> = self
+        let mut taken: HashSet<PathBuf> = self
             .dbs
             .iter()
-            .filter_map(|entry| if let DbEntry::Database(config) = entry { Some(config.path.as_path()) } else { None })
+            .filter_map(|entry| if let DbEntry::Database(config) = entry { Some(config.path.clone()) } else { None })
             .collect();
         let mut all: Vec<DbConfig> = Vec::new();
         for entry in &self.dbs {
             match entry {
                 DbEntry::Database(config) => all.push(config.clone()),
                 DbEntry::Directory(config) => {
-                    for found in config.scan()? {
-                        if !own.contains(&found.path.as_path()) && all.iter().all(|other| other.path != found.path) {
-                            all.push(found);
-                        }
-                    }
+                    all.extend(config.scan()?.into_iter().filter(|found| taken.insert(found.path.clone())));
                 }
             }
         }

@@ -4,7 +4,7 @@
 //! their places, and reading goes on after each, so that one run shows them all.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap, HashSet},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -699,30 +699,34 @@ impl Reader<'_> {
                 |(entry, place)| if let DbEntry::Database(config) = entry { Some((config, place)) } else { None },
             )
             .collect();
-        for (at, (config, (place, line))) in databases.iter().enumerate() {
-            for (other, _) in &databases[..at] {
-                let message = if config.path == other.path {
-                    format!("the database `{}` is listed twice: remove one of the entries", config.path.display())
-                } else if config.meta_path == other.meta_path {
-                    format!(
-                        "the databases `{}` and `{}` have the same meta-path `{}`: give each its own",
-                        other.path.display(),
-                        config.path.display(),
-                        config.meta_path.display()
-                    )
-                } else {
-                    let urls: Vec<_> = other.replicas.iter().map(|replica| replica.config.url()).collect();
-                    match config.replicas.iter().map(|replica| replica.config.url()).find(|url| urls.contains(url)) {
-                        Some(url) => format!(
-                            "the databases `{}` and `{}` have the same replica `{url}`: give each its own path",
-                            other.path.display(),
-                            config.path.display()
-                        ),
-                        None => continue,
-                    }
-                };
+        let (mut paths, mut states, mut replicas) = (HashSet::new(), HashMap::new(), HashMap::<String, &Path>::new());
+        for (config, (place, line)) in &databases {
+            let path = config.path.as_path();
+            if !paths.insert(path) {
+                let message = format!("the database `{}` is listed twice: remove one of the entries", path.display());
+                self.problem(place, *line, message);
+                continue;
+            }
+            if let Some(other) = states.insert(config.meta_path.as_path(), path) {
+                let message = format!(
+                    "the databases `{}` and `{}` have the same meta-path `{}`: give each its own",
+                    other.display(),
+                    path.display(),
+                    config.meta_path.display()
+                );
+                self.problem(place, *line, message);
+                continue;
+            }
+            let urls: Vec<String> = config.replicas.iter().map(|replica| replica.config.url()).collect();
+            if let Some((url, other)) = urls.iter().find_map(|url| Some((url, replicas.get(url)?))) {
+                let message = format!(
+                    "the databases `{}` and `{}` have the same replica `{url}`: give each its own path",
+                    other.display(),
+                    path.display()
+                );
                 self.problem(place, *line, message);
             }
+            replicas.extend(urls.into_iter().map(|url| (url, path)));
         }
     }
 }

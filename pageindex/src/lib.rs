@@ -8,6 +8,7 @@
 
 pub mod compact;
 mod error;
+pub mod fence;
 mod file;
 mod listing;
 mod merge;

@@ -111,6 +111,11 @@ impl Listing {
         self.levels.iter().flatten()
     }
 
+    /// All files, by level.
+    pub fn into_files(self) -> impl Iterator<Item = FileInfo> {
+        self.levels.into_iter().flatten()
+    }
+
     /// The newest TXID that any file holds.
     #[must_use]
     pub fn newest_txid(&self) -> Option<Txid> {

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use litestream_storage::{Level, Replica};
+use litestream_storage::{FileInfo, Level, Replica};
 use ltx::{Timestamp, Txid};
 
 use crate::compact::{MergeOptions, compact_into, snapshot};
@@ -22,6 +22,8 @@ pub struct Schedule {
     pub snapshots: Duration,
     /// What is kept.
     pub retention: RetentionPolicy,
+    /// Whether what need not be kept is deleted, rather than left to the bucket's own rules. Default: yes.
+    pub deletes: bool,
 }
 
 impl Default for Schedule {
@@ -30,6 +32,7 @@ impl Default for Schedule {
             levels: [30, 5 * 60, 60 * 60].map(Duration::from_secs).to_vec(),
             snapshots: Duration::from_secs(24 * 60 * 60),
             retention: RetentionPolicy::default(),
+            deletes: true,
         }
     }
 }
@@ -47,8 +50,15 @@ impl Schedule {
 #[derive(Clone, Debug)]
 pub struct Upkeep {
     schedule: Schedule,
-    /// For each level that is made: when that was done last, and how far the replica reached then.
+    /// For each level that is made: when that was done last, and how far the level reached then.
     done: Vec<(Level, Timestamp, Txid)>,
+    /// Whether it was looked what the levels held at first.
+    looked: bool,
+    /// All files, where nobody else puts or deletes any.
+    files: Option<Listing>,
+    alone: bool,
+    /// When files that were too young to go will not be any more.
+    ripe: Option<Timestamp>,
 }
 
 /// What a step has done.
@@ -66,7 +76,29 @@ impl Upkeep {
     pub fn new(schedule: Schedule, now: Timestamp) -> Self {
         let levels = Level::all().filter(|level| schedule.interval(*level).is_some());
         let done = levels.map(|level| (level, now, Txid::ZERO)).collect();
-        Self { schedule, done }
+        Self { schedule, done, looked: false, files: None, alone: false, ripe: None }
+    }
+
+    /// The same for whoever alone writes the replica and says of each file that he put ([`Upkeep::put`]): it is listed once.
+    #[must_use]
+    pub fn alone(schedule: Schedule, now: Timestamp) -> Self {
+        Self { alone: true, ..Self::new(schedule, now) }
+    }
+
+    /// Says of a file that was put.
+    pub fn put(&mut self, file: FileInfo) {
+        if let Some(files) = self.files.take() {
+            self.files = Some(Listing::of(files.into_files().chain([file])));
+        }
+    }
+
+    /// When something will be due, for a replica that reaches up to `newest`. Never, where it does not change.
+    #[must_use]
+    pub fn due(&self, newest: Txid) -> Option<Timestamp> {
+        let next = |(level, last, reached): &(Level, Timestamp, Txid)| {
+            (*reached < newest).then(|| after(*last, self.schedule.interval(*level)?)).flatten()
+        };
+        self.done.iter().filter_map(next).chain(self.ripe).min()
     }
 
     /// The shortest interval.
@@ -81,22 +113,26 @@ impl Upkeep {
     /// # Errors
     /// As merging and the store say. What failed is due again after its interval.
     pub async fn step(&mut self, replica: &Replica, newest: Txid, now: Timestamp, scratch_dir: &Path) -> Result<Kept> {
-        let mut due = Vec::new();
-        for (level, last, reached) in &mut self.done {
-            let interval = self.schedule.interval(*level).map_or(i64::MAX, millis);
-            if now.0 - last.0 >= interval {
-                *last = now;
-                if *reached < newest {
-                    *reached = newest;
-                    due.push(*level);
-                }
-            }
-        }
+        let mut due = self.take_due(newest, now);
+        let ripe = self.ripe.is_some_and(|ripe| ripe <= now);
         let mut kept = Kept::default();
-        if due.is_empty() {
+        if due.is_empty() && !ripe {
             return Ok(kept);
         }
-        let mut listing = Listing::full(replica).await?;
+        // Whatever fails below may have changed what is there.
+        let mut listing = match self.files.take() {
+            Some(files) => files,
+            None => Listing::full(replica).await?,
+        };
+        if !std::mem::replace(&mut self.looked, true) {
+            self.look(&listing);
+            for level in self.take_due(newest, now) {
+                if !due.contains(&level) {
+                    due.push(level);
+                }
+            }
+            due.sort_unstable();
+        }
         for level in due {
             for attempt in 0.. {
                 let options = MergeOptions::default();
@@ -111,19 +147,69 @@ impl Upkeep {
                     Err(error) => return Err(error),
                     Ok(made) => {
                         kept.made += usize::from(made.is_some());
-                        listing = Listing::of(listing.files().cloned().chain(made));
+                        listing = Listing::of(listing.into_files().chain(made));
                         break;
                     }
                 }
             }
         }
-        let files = expired(&listing, &self.schedule.retention, now);
-        replica.delete(&files).await?;
-        kept.deleted = files.len();
+        if self.schedule.deletes {
+            let files = expired(&listing, &self.schedule.retention, now);
+            replica.delete(&files).await?;
+            kept.deleted = files.len();
+            listing = Listing::of(listing.into_files().filter(|file| !files.contains(file)));
+        }
+        self.ripe = self.ripens(&listing, now);
+        self.files = self.alone.then_some(listing);
         Ok(kept)
+    }
+
+    /// The levels that are due; they count as done.
+    fn take_due(&mut self, newest: Txid, now: Timestamp) -> Vec<Level> {
+        let mut due = Vec::new();
+        for (level, last, reached) in &mut self.done {
+            let interval = self.schedule.interval(*level).unwrap_or(Duration::MAX);
+            if *reached < newest && after(*last, interval).is_some_and(|when| when <= now) {
+                *reached = newest;
+                *last = now;
+                due.push(*level);
+            }
+        }
+        due
+    }
+
+    /// Goes on from what others, or an earlier process, have done: a snapshot is not put off for ever by those who start anew each day.
+    fn look(&mut self, listing: &Listing) {
+        for (level, last, reached) in &mut self.done {
+            let files = listing.level(*level);
+            // What was just found due is not done yet.
+            if let Some(modified) = files.iter().map(|file| file.object.modified).max()
+                && *reached == Txid::ZERO
+            {
+                *last = (*last).min(modified);
+                *reached = listing.reach(*level).unwrap_or_default();
+            } else if *reached == Txid::ZERO && *level == Level::SNAPSHOT {
+                // There never was one: as old as the replica is, it is due.
+                let oldest = listing.files().map(|file| file.object.modified).min();
+                *last = oldest.map_or(*last, |oldest| oldest.min(*last));
+            }
+        }
+    }
+
+    /// When the oldest file of level 0 that has to go some time may go.
+    fn ripens(&self, listing: &Listing, now: Timestamp) -> Option<Timestamp> {
+        let covered = listing.reach(Level::ONE)?;
+        let newest = listing.reach(Level::ZERO)?;
+        let mut waiting =
+            listing.level(Level::ZERO).iter().filter(|file| file.name.max <= covered && file.name.max < newest);
+        let oldest = waiting.next()?.object.modified;
+        let first = after(oldest, self.schedule.retention.l0)?.0.saturating_add(1);
+        // Where something else keeps it, it is looked again with whatever is due next.
+        (self.schedule.deletes && first > now.0).then_some(Timestamp(first))
     }
 }
 
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+/// `None` where that is never.
+fn after(moment: Timestamp, time: Duration) -> Option<Timestamp> {
+    i64::try_from(time.as_millis()).ok().and_then(|time| moment.0.checked_add(time)).map(Timestamp)
 }

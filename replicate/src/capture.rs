@@ -21,8 +21,14 @@ use crate::stage::{Stage, Staged};
 use crate::standing::Standing;
 use crate::state::State;
 use crate::sys::Attached;
-use crate::wal::{Backfill, Index, Log, Place, Salts, Unproven, Unsettled};
+use crate::wal::{Backfill, INDEX_WORDS, Index, Log, Place, Salts, Unproven, Unsettled};
 use crate::{Error, Result, place};
+
+mod park;
+mod rest;
+
+pub use park::Parked;
+pub use rest::{NotNow, Refused, Resting};
 
 /// How often an index that is being written is looked at again before it counts as left behind.
 const TRIES: u32 = 2000;
@@ -47,6 +53,9 @@ pub struct Settings {
     pub checkpoint_interval: Duration,
     /// Whether the log is emptied when no other process has the database open. Connections in our own process do not show. Default: yes.
     pub truncate_when_alone: bool,
+    /// Whether this process has no connections to the database but ours. Descriptors may be closed then once the database is let go; otherwise
+    /// they stay open, since closing them would take SQLite's locks away. Default: no.
+    pub alone_in_process: bool,
     /// Whether a database is captured on whatever file system it lies, even one that is known to have no memory or locks to share. Default: no.
     pub any_file_system: bool,
     /// From which size of the database on, in bytes, the log may begin anew while a snapshot is made, for which there must be room for a copy of
@@ -69,6 +78,7 @@ impl Settings {
             truncate_pages: 121_359,
             checkpoint_interval: Duration::from_secs(60),
             truncate_when_alone: true,
+            alone_in_process: false,
             any_file_system: false,
             large: 256 << 20,
             patience: Duration::from_millis(500),
@@ -117,6 +127,8 @@ pub struct Capture {
     pub(crate) hold: Hold,
     pub(crate) log: File,
     pub(crate) locks: Locks,
+    /// The same for the database file.
+    database: Locks,
     /// The database, its log and its index, as they were found, and when they were last looked at.
     pub(crate) files: Vec<(PathBuf, Option<Identity>)>,
     checked: Timestamp,
@@ -181,6 +193,12 @@ pub(crate) struct Look {
 }
 
 impl Look {
+    /// What the beginning of an index says, of which `index` was understood.
+    pub(crate) fn of(index: Index, words: &[u32; INDEX_WORDS]) -> Self {
+        let Backfill { done, attempted, .. } = Backfill::parse(words);
+        Self { index, done, attempted }
+    }
+
     pub(crate) const fn is_full(&self) -> bool {
         self.done == self.index.frames
     }
@@ -207,24 +225,45 @@ impl Capture {
     ///
     /// # Errors
     /// Why the database cannot be captured. Nothing is held then.
-    pub fn start(settings: Settings, mut clock: Clock, remote: &mut dyn Remote) -> Result<(Self, Vec<Staged>)> {
+    pub fn start(settings: Settings, clock: Clock, remote: &mut dyn Remote) -> Result<(Self, Vec<Staged>)> {
+        Self::start_from(settings, clock, remote, None)
+    }
+
+    fn start_from(
+        settings: Settings,
+        mut clock: Clock,
+        remote: &mut dyn Remote,
+        parked: Option<&Parked>,
+    ) -> Result<(Self, Vec<Staged>)> {
         let given = &settings.database;
         let path = given.canonicalize().map_err(Error::io("find", given))?;
         place::check(&path, settings.any_file_system)?;
+        let open = |path: &Path| {
+            let locks = Locks::open(path)?;
+            if settings.alone_in_process {
+                locks.0.may_close();
+            }
+            Ok(locks)
+        };
+        // These are closed after the connections, whatever happens. An index that is there already may be another capture's, which must not
+        // close it while we begin.
+        let database = open(&path).map_err(Error::io("open", &path))?;
+        let index_path = beside(&path, "-shm");
+        let _index = open(&index_path).ok();
+        let locks;
         let first = Attached::open(&path, settings.patience)?;
         let page_size = wal_mode(&first, &path)?;
         if outside::is_locked_by_dotfile(&path) {
             return Err(Error::Exclusive { path, pid: None });
         }
-        first.begin().map_err(|error| match Locks::open(&path).ok().and_then(|locks| locks.exclusive()) {
+        first.begin().map_err(|error| match database.exclusive() {
             Some(pid) if error.is_busy() => Error::Exclusive { path: path.clone(), pid },
             _ => error,
         })?;
         let second = Attached::open(&path, settings.patience)?;
         let log_path = beside(&path, "-wal");
         let log = files::open_log(&log_path).map_err(Error::io("open", &log_path))?;
-        let index_path = beside(&path, "-shm");
-        let locks = Locks::open(&index_path).map_err(Error::io("open", &index_path))?;
+        locks = open(&index_path).map_err(Error::io("open", &index_path))?;
         let mut files = Vec::new();
         for path in [&path, &log_path, &index_path] {
             files.push((path.clone(), Identity::at(path).map_err(Error::io("look at", path))?));
@@ -248,6 +287,7 @@ impl Capture {
             hold: Hold { index: now.index, full: false, pinned: false },
             log,
             locks,
+            database,
             files,
             checked: clock(),
             outside: Outside::default(),
@@ -273,6 +313,12 @@ impl Capture {
         };
         if doubt.is_none() {
             doubt = capture.doubt(&now.index)?;
+            if doubt.is_some() && capture.is_as_parked(parked)? {
+                // From the beginning of the log, whatever log it is.
+                let place = Place { frame: 0, sum: now.index.sum };
+                capture.position = Position { salts: Salts::default(), place, ..capture.position };
+                doubt = None;
+            }
         }
         capture.note_files()?;
         match doubt {
@@ -310,6 +356,15 @@ impl Capture {
             self.snapshot_held(&now)?;
         }
         Ok(std::mem::take(&mut self.ready))
+    }
+
+    /// The database's size as of the last pass, and that of the valid part of its log, in bytes.
+    #[must_use]
+    pub fn sizes(&self) -> (u64, u64) {
+        let frame = (crate::wal::FRAME_HEADER_LEN + self.page_size.bytes()) as u64;
+        let frames = self.captured.map_or(0, |index| u64::from(index.frames));
+        let log = if frames == 0 { 0 } else { crate::wal::HEADER_LEN as u64 + frames * frame };
+        (Commit(self.position.commit).bytes(self.page_size), log)
     }
 
     /// The last TXID that was captured.
@@ -621,6 +676,11 @@ impl Capture {
         self.snapshot(now)
     }
 
+    /// Whether the database file shows that nothing is missing, where the log does not.
+    fn is_as_parked(&self, parked: Option<&Parked>) -> Result<bool> {
+        parked.zip(self.state.as_ref()).map_or(Ok(false), |(parked, state)| parked.proves(state))
+    }
+
     /// Why the log is not proven to go on where it was left.
     fn doubt(&self, now: &Index) -> Result<Option<String>> {
         let because = |why: &str| Ok(Some(format!("{why}; new snapshot")));
@@ -663,8 +723,7 @@ fn look(connection: &Attached, path: &Path) -> Result<Look> {
         match Index::parse(&words) {
             Ok(index) => {
                 if Index::parse(&connection.index()?) == Ok(index) {
-                    let Backfill { done, attempted, .. } = Backfill::parse(&words);
-                    return Ok(Look { index, done, attempted });
+                    return Ok(Look::of(index, &words));
                 }
             }
             Err(unsettled) => why = unsettled,
@@ -718,16 +777,22 @@ mod tests {
         }
     }
 
-    /// No way is known in which a transaction could be missed. If there is one, this is how it is noticed.
-    #[test]
-    fn a_count_that_is_not_the_databases_own_leads_to_a_snapshot() {
+    /// A database with a table, the application's connection to it, and a capture.
+    pub(super) fn captured() -> (tempfile::TempDir, rusqlite::Connection, Capture) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("db");
         let database = rusqlite::Connection::open(&path).unwrap();
         database.execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t (a)").unwrap();
         let mut settings = Settings::new(&path);
         settings.truncate_when_alone = false;
-        let (mut capture, _) = Capture::start(settings, Box::new(|| Timestamp(1)), &mut Nothing).unwrap();
+        let (capture, _) = Capture::start(settings, Box::new(|| Timestamp(1)), &mut Nothing).unwrap();
+        (folder, database, capture)
+    }
+
+    /// No way is known in which a transaction could be missed. If there is one, this is how it is noticed.
+    #[test]
+    fn a_count_that_is_not_the_databases_own_leads_to_a_snapshot() {
+        let (_folder, database, mut capture) = captured();
         let write = || database.execute_batch("INSERT INTO t VALUES (1)").unwrap();
         write();
         assert_eq!((capture.pass().unwrap().len(), capture.snapshots()), (1, 1));

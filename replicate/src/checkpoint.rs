@@ -68,6 +68,19 @@ impl Capture {
         Ok(self.take_ready())
     }
 
+    /// Captures, and copies what it can of the log into the database file, whether that is due or not.
+    ///
+    /// # Errors
+    /// As [`Capture::checkpoint_if_due`].
+    pub fn checkpoint_now(&mut self) -> Result<Vec<Staged>> {
+        if self.look()?.is_full() {
+            self.catch_up()?;
+        } else {
+            self.checkpoint()?;
+        }
+        Ok(self.take_ready())
+    }
+
     /// Captures, copies what it can, and holds anew: if no writer comes meanwhile, the next one begins the log anew.
     fn checkpoint(&mut self) -> Result<()> {
         self.catch_up()?;

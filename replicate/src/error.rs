@@ -138,6 +138,12 @@ impl Error {
         }
     }
 
+    /// Whether what was held of the database is nobody's any more, so that it must be started anew.
+    #[must_use]
+    pub const fn is_final(&self) -> bool {
+        matches!(self, Self::Replaced(_) | Self::Deleted(_) | Self::NotShared(_))
+    }
+
     /// Whether somebody holds a lock that we need, so that trying again will help.
     #[must_use]
     pub fn is_busy(&self) -> bool {

@@ -2,28 +2,31 @@
 //!
 //! POSIX locks belong to a process and an inode: when the process closes *any* descriptor of a database or of its `-shm`, all the locks that its
 //! SQLite holds there are gone, and others may recover the log or truncate the index beneath us. So a database's
-//! pages are read through SQLite's own descriptor, and a descriptor that is needed to see who holds which lock is never closed while the file is
-//! there. The log itself carries no locks.
+//! pages are read through SQLite's own descriptor, and a descriptor that is needed to see who holds which lock, or to hold one, is kept as
+//! `descriptors` says. The log itself carries no locks.
 #![expect(clippy::disallowed_methods, reason = "this is the place")]
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
+use crate::descriptors::Descriptor;
+
 /// SQLite's lock bytes in a `-shm` file.
 const WRITE_LOCK: i64 = 120;
 const CHECKPOINT_LOCK: i64 = 121;
-const ALIVE_LOCK: i64 = 128;
+pub(crate) const READ_0_LOCK: i64 = 123;
+pub(crate) const ALIVE_LOCK: i64 = 128;
 /// The first of those bytes of a database file that readers lock, and how many there are.
-const SHARED_LOCK: (i64, i64) = (0x4000_0002, 510);
+pub(crate) const SHARED_LOCK: (i64, i64) = (0x4000_0002, 510);
 
 /// What tells one file from another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Identity {
     device: u64,
     pub(crate) inode: u64,
@@ -39,35 +42,63 @@ impl Identity {
         }
     }
 
-    fn of(metadata: &fs::Metadata) -> Self {
+    pub(crate) fn of(metadata: &fs::Metadata) -> Self {
         Self { device: metadata.dev(), inode: metadata.ino() }
     }
 }
 
-/// The descriptors of databases and `-shm` files that this process has ever opened to look at their locks.
-static LOCKED: Mutex<Vec<(Identity, Arc<File>)>> = Mutex::new(Vec::new());
+/// A file as it is found under a name, and when it was changed. It cannot be changed without that being another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    identity: Identity,
+    len: u64,
+    /// Seconds and nanoseconds: of its content, and of everything. The latter nobody can set back.
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    pub(crate) fn at(path: &Path) -> io::Result<Option<Self>> {
+        match fs::metadata(path) {
+            Ok(file) => Ok(Some(Self {
+                identity: Identity::of(&file),
+                len: file.len(),
+                modified: (file.mtime(), file.mtime_nsec()),
+                changed: (file.ctime(), file.ctime_nsec()),
+            })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether it was changed longer ago than that, by the clock which gives files their times.
+    pub(crate) fn is_older_than(&self, age: Duration) -> bool {
+        let Ok(now) = SystemTime::now().duration_since(UNIX_EPOCH) else { return false };
+        [self.modified, self.changed].into_iter().all(|(seconds, nanoseconds)| {
+            let time = u64::try_from(seconds).ok().zip(u32::try_from(nanoseconds).ok());
+            let time = time.map_or(Duration::ZERO, |(seconds, nanoseconds)| Duration::new(seconds, nanoseconds));
+            now.checked_sub(time).is_some_and(|passed| passed > age)
+        })
+    }
+}
 
 /// Looks at the locks that others hold on a database or a `-shm` file. It never takes one.
-#[derive(Debug)]
-pub(crate) struct Locks(Arc<File>);
+#[derive(Clone, Debug)]
+pub(crate) struct Locks(pub(crate) Descriptor);
 
 impl Locks {
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        let mut locked = LOCKED.lock().unwrap_or_else(PoisonError::into_inner);
-        // A file that nobody finds any more protects nothing.
-        locked.retain(|(_, file)| Arc::strong_count(file) > 1 || file.metadata().is_ok_and(|file| file.nlink() > 0));
-        let identity = Identity::of(&fs::metadata(path)?);
-        if let Some((_, file)) = locked.iter().find(|(known, _)| *known == identity) {
-            return Ok(Self(file.clone()));
-        }
-        let file = Arc::new(File::open(path)?);
-        locked.push((Identity::of(&file.metadata()?), file.clone()));
-        Ok(Self(file))
+        Descriptor::open(path).map(Self)
     }
 
     /// Whether somebody is checkpointing, in whatever process: he may be waiting for our hold, with the write lock in his hand.
     pub(crate) fn checkpointing(&self) -> bool {
         self.held(CHECKPOINT_LOCK, true)
+    }
+
+    /// Whether anybody at all has the database open, other than through this descriptor's own locks.
+    pub(crate) fn in_use_by_any(&self) -> bool {
+        self.held(ALIVE_LOCK, true)
     }
 
     /// Whether somebody is writing, in whatever process.

@@ -32,7 +32,7 @@ pub(crate) struct Outside {
 
 /// A database file, and what the index says of checkpoints: one that writes anything changes that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Still {
+pub(crate) struct Still {
     salts: Salts,
     done: u32,
     file: Touched,
@@ -43,6 +43,18 @@ struct Touched {
     len: u64,
     /// Seconds and nanoseconds.
     time: (i64, i64),
+}
+
+impl Outside {
+    /// What is remembered of the database file while it rests: nobody writes to it then.
+    pub(crate) const fn file(&self) -> Option<Still> {
+        self.file
+    }
+
+    /// Goes on with what was remembered.
+    pub(crate) fn of(file: Option<Still>) -> Self {
+        Self { file, ..Self::default() }
+    }
 }
 
 impl Touched {
@@ -86,12 +98,7 @@ impl Capture {
     /// [`Error::Replaced`], [`Error::Deleted`] and [`Error::NotShared`], after which the database must be started anew; and why a snapshot
     /// cannot be made just now.
     pub fn check_files(&mut self) -> Result<()> {
-        for (path, identity) in &self.files {
-            if Identity::at(path).map_err(Error::io("look at", path))? != *identity {
-                let path = path.clone();
-                return Err(if path == self.path { Error::Replaced(path) } else { Error::Deleted(path) });
-            }
-        }
+        self.check_names()?;
         if self.is_overwritten()? {
             self.renew()?;
             let now = self.look()?;
@@ -99,6 +106,17 @@ impl Capture {
             self.outside.changed = false;
         }
         self.check_log()
+    }
+
+    /// Makes sure that the files which we have open are still those that everybody else will open.
+    pub(crate) fn check_names(&self) -> Result<()> {
+        for (path, identity) in &self.files {
+            if Identity::at(path).map_err(Error::io("look at", path))? != *identity {
+                let path = path.clone();
+                return Err(if path == self.path { Error::Replaced(path) } else { Error::Deleted(path) });
+            }
+        }
+        Ok(())
     }
 
     /// Notes how the files are, before they are read.

@@ -7,11 +7,13 @@ use std::io::{BufWriter, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use ltx::{Checksum, Commit, Encoder, FileName, HEADER_LEN, Header, Tail, TailLength, Timestamp, Txid};
+use ltx::{Checksum, Commit, Encoder, FileName, HEADER_LEN, Header, PageSize, Tail, TailLength, Timestamp, Txid};
 
 use crate::{Error, Result, files};
 
 const TEMPORARY: &str = "tmp";
+/// What a file that holds everything is made into for a replica that lacks what comes before it.
+pub(crate) const BASE: &str = "base";
 
 /// A file that waits to be uploaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,8 +26,12 @@ pub struct Staged {
     pub time: Timestamp,
     /// The database's size after it.
     pub commit: Commit,
+    /// The database's page size.
+    pub page_size: PageSize,
     /// How many pages are in it.
     pub pages: u32,
+    /// How many bytes of the log were captured.
+    pub wal_bytes: u64,
     /// The file's length in bytes.
     pub len: u64,
     /// Checksum of the file's content.
@@ -47,7 +53,7 @@ impl Stage {
         fs::create_dir_all(folder).map_err(&failed)?;
         for entry in fs::read_dir(folder).map_err(&failed)? {
             let path = entry.map_err(&failed)?.path();
-            if path.extension().is_some_and(|extension| extension == TEMPORARY) {
+            if path.extension().is_some_and(|extension| extension == TEMPORARY || extension == BASE) {
                 fs::remove_file(&path).map_err(Error::io("delete", &path))?;
             }
         }
@@ -101,7 +107,9 @@ impl Stage {
             txid: header.max_txid,
             time: header.timestamp,
             commit: header.commit,
+            page_size: header.page_size,
             pages: count,
+            wal_bytes: header.wal_size,
             len,
             checksum: trailer.file_checksum,
             complete: count == header.commit.stored_pages(header.page_size),
@@ -151,7 +159,9 @@ impl Stage {
             txid,
             time: header.timestamp,
             commit: header.commit,
+            page_size: header.page_size,
             pages,
+            wal_bytes: header.wal_size,
             len,
             checksum: tail.trailer().file_checksum,
             complete: pages == header.commit.stored_pages(header.page_size),

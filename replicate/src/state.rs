@@ -30,6 +30,26 @@ pub(crate) struct State {
     pub(crate) node_id: u64,
 }
 
+/// What an earlier process has left behind: what it captured last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// The TXID.
+    pub txid: Txid,
+    /// The database's page size.
+    pub page_size: PageSize,
+    /// When.
+    pub time: Timestamp,
+}
+
+impl Left {
+    /// Looks into the folder where what is ours of a database lies. `None` where nothing was captured yet, or it cannot be read.
+    #[must_use]
+    pub fn read(folder: &Path) -> Option<Self> {
+        let state = State::read(&folder.join("state")).ok()??;
+        Some(Self { txid: state.txid, page_size: state.page_size, time: state.time })
+    }
+}
+
 /// As it is written. Numbers that JSON would round are text.
 #[derive(Serialize, Deserialize)]
 struct Written {

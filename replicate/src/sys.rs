@@ -1,19 +1,24 @@
 //! Below SQLite's statements: a connection's file and its part of the shared memory. The only code that may be `unsafe`.
 //!
-//! The database is read, and its index is seen, through the connection's own descriptors; see `files` for why there may be no others.
+//! The database is read, and its index is seen, through the connection's own descriptors; see `files` for why there may be no others. Who has no
+//! connection sees the index through a mapping of his own, which no lock depends on.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, ffi};
 
-use crate::wal::INDEX_WORDS;
+use crate::wal::{COPY, INDEX_SAYS, INDEX_SAYS_FROM, INDEX_WORDS};
 use crate::{Error, Result};
 
 /// The size of a piece of a `-shm` file, as SQLite maps it.
@@ -215,5 +220,73 @@ impl Attached {
         let region = NonNull::new(region.cast()).ok_or_else(|| self.failed(what, ffi::SQLITE_IOERR_SHMMAP))?;
         self.index.set(Some(region));
         Ok(region)
+    }
+}
+
+/// Has SQLite ask for its page caches as they are needed, one page at a time. Works before anything else was asked of SQLite; says whether it did.
+pub(crate) fn small_caches() -> bool {
+    // SAFETY: without a buffer nothing is kept or freed; SQLite refuses this once it is initialised. It must not be called while another thread
+    // does initialise it, which is what whoever calls this promises: nothing has used SQLite yet.
+    let rc = unsafe {
+        let none = std::ptr::null_mut::<c_void>();
+        ffi::sqlite3_config(ffi::SQLITE_CONFIG_PAGECACHE, none, 0, 1)
+    };
+    rc == ffi::SQLITE_OK
+}
+
+/// The beginning of an index, to be looked at from any thread. No descriptor is needed for that.
+#[derive(Clone, Debug)]
+pub(crate) struct Mapping {
+    words: NonNull<u32>,
+    _mapped: Arc<Mapped>,
+}
+
+#[derive(Debug)]
+struct Mapped(NonNull<c_void>);
+
+// SAFETY: it is memory that stays where it is until the last one drops it, and is only read, whole words at a time.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+// SAFETY: any thread may unmap it, and only the last owner does.
+unsafe impl Send for Mapped {}
+// SAFETY: nothing can be done with a reference to it.
+unsafe impl Sync for Mapped {}
+
+impl Mapping {
+    /// How much is mapped: what the operating system makes a whole page of.
+    const LEN: usize = INDEX_WORDS * 4;
+
+    pub(crate) fn new(index: &File) -> io::Result<Self> {
+        if index.metadata()?.len() < Self::LEN as u64 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        // SAFETY: a new mapping, readable only, of a file that is open; it stays when the file is closed.
+        let mapped = unsafe {
+            libc::mmap(std::ptr::null_mut(), Self::LEN, libc::PROT_READ, libc::MAP_SHARED, index.as_raw_fd(), 0)
+        };
+        if mapped == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let mapped = NonNull::new(mapped).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { words: mapped.cast(), _mapped: Arc::new(Mapped(mapped)) })
+    }
+
+    /// Whether both copies of the header say this.
+    pub(crate) fn says(&self, expected: &[u32; INDEX_SAYS]) -> bool {
+        let word = |number| {
+            // SAFETY: it is mapped, page-aligned, and `number` within it. The file had these bytes, and SQLite never cuts it where
+            // somebody has the database open, nor to nothing: so the page is there. Other processes change it whole words at a time.
+            unsafe { AtomicU32::from_ptr(self.words.as_ptr().add(number)) }.load(Ordering::Relaxed)
+        };
+        (expected.iter().zip(INDEX_SAYS_FROM..))
+            .all(|(expected, at)| word(at) == *expected && word(COPY + at) == *expected)
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: it was mapped with this length, and nobody has it any more.
+        unsafe { libc::munmap(self.0.as_ptr(), Mapping::LEN) };
     }
 }

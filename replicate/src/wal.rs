@@ -20,7 +20,11 @@ pub const FRAME_HEADER_LEN: usize = 24;
 /// What of the index is looked at, in 32-bit words: two copies of its header, and what checkpoints say of themselves.
 pub const INDEX_WORDS: usize = 33;
 /// Words in one copy of the index's header.
-const COPY: usize = 12;
+pub(crate) const COPY: usize = 12;
+/// Where in a copy it says what is committed, and in how many words.
+pub(crate) const INDEX_SAYS_FROM: usize = 2;
+/// How many words of the index say what is committed.
+pub const INDEX_SAYS: usize = 8;
 /// The version of both formats, the only one there is.
 const VERSION: u32 = 3_007_000;
 const MAGIC: u32 = 0x377f_0682;
@@ -214,6 +218,24 @@ impl Index {
             salts,
         })
     }
+    /// The words of each copy that say all this, from the third one on. The others follow from them.
+    #[must_use]
+    pub fn words(&self) -> [u32; INDEX_SAYS] {
+        let big_endian = u8::from(self.order == ByteOrder::Big);
+        // 65,536 is written as 1.
+        let [low, high] = halves(self.page_size.map_or(0, |size| (size.get() & 0xfe00 | size.get() >> 16) as u16));
+        let [a, b, c, d, e, f, g, h] = self.salts.0;
+        [
+            self.change,
+            word([1, big_endian, low, high]),
+            self.frames,
+            self.pages,
+            self.sum.0,
+            self.sum.1,
+            word([a, b, c, d]),
+            word([e, f, g, h]),
+        ]
+    }
 }
 
 /// What checkpoints say of themselves, behind the index's headers.
@@ -243,6 +265,16 @@ impl Backfill {
 )]
 const fn raw(word: u32) -> [u8; 4] {
     word.to_ne_bytes()
+}
+
+#[expect(clippy::host_endian_bytes, reason = "the index is in the machine's own order")]
+pub(crate) const fn word(bytes: [u8; 4]) -> u32 {
+    u32::from_ne_bytes(bytes)
+}
+
+#[expect(clippy::host_endian_bytes, reason = "the index is in the machine's own order")]
+const fn halves(half: u16) -> [u8; 2] {
+    half.to_ne_bytes()
 }
 
 #[expect(clippy::host_endian_bytes, reason = "the index is in the machine's own order")]

@@ -37,7 +37,7 @@ pub use backend::{
     Backend, Body, GetRange, GetRequest, GetResponse, ListPage, ListRequest, Precondition, PutOptions, Scope,
 };
 pub use error::{Error, Kind, Result};
-pub use open::open;
+pub use open::{Stores, open};
 pub use replica::{Replica, Stats};
 pub use retry::RetryPolicy;
 pub use s3::{format_time, settle};

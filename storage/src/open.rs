@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::config::{Location, ReplicaConfig};
+use tokio::sync::Mutex;
+
+use crate::config::{Location, ReplicaConfig, S3Config};
 use crate::file::FileBackend;
 use crate::{Backend, Replica, Result, RetryPolicy, s3};
 
@@ -16,4 +18,39 @@ pub async fn open(config: &ReplicaConfig, policy: RetryPolicy) -> Result<Replica
         Location::S3(bucket) => Arc::new(s3::S3Backend::new(bucket, &policy).await?),
     };
     Ok(Replica::new(backend, policy))
+}
+
+/// Opens replicas that share connections where they lie in the same bucket: for thousands of them it is one client.
+#[derive(Debug, Default)]
+pub struct Stores {
+    policy: RetryPolicy,
+    /// For each bucket, with all that is said of it but the path.
+    buckets: Mutex<Vec<(S3Config, s3::S3Backend)>>,
+}
+
+impl Stores {
+    /// All replicas are as patient as this policy says.
+    #[must_use]
+    pub fn new(policy: RetryPolicy) -> Self {
+        Self { policy, buckets: Mutex::default() }
+    }
+
+    /// Opens the replica that a configuration describes, as [`open`] does.
+    ///
+    /// # Errors
+    /// As [`open`].
+    pub async fn open(&self, config: &ReplicaConfig) -> Result<Replica> {
+        let Location::S3(bucket) = &config.location else { return open(config, self.policy.clone()).await };
+        let all_but_path = S3Config { path: String::new(), ..bucket.clone() };
+        let mut buckets = self.buckets.lock().await;
+        let backend = match buckets.iter().find(|(known, _)| *known == all_but_path) {
+            Some((_, backend)) => backend.beside(bucket, &self.policy),
+            None => {
+                let backend = s3::S3Backend::new(bucket, &self.policy).await?;
+                buckets.push((all_but_path, backend.clone()));
+                backend
+            }
+        };
+        Ok(Replica::new(Arc::new(backend), self.policy.clone()))
+    }
 }

@@ -91,6 +91,41 @@ pub(crate) async fn run(common: &Common, args: &RestoreArgs, publishing: &Publis
     }
 }
 
+/// What was restored without being asked what for.
+pub(super) struct Latest {
+    /// The replica.
+    pub(super) url: Arc<str>,
+    /// The TXID, or what Litestream 0.3 had instead.
+    pub(super) state: String,
+    /// The database's size in bytes.
+    pub(super) size: u64,
+}
+
+/// Restores the newest state that there is. `None` where there is no backup.
+pub(super) async fn latest(
+    replicas: &[Replica],
+    path: &Path,
+    options: &RestoreOptions,
+) -> Result<Option<Latest>, Error> {
+    Output::check(path, options.overwrite)?;
+    let (replica, source) = match choose(replicas, Target::Latest).await {
+        Err(error) if is_no_backup(&error) => return Ok(None),
+        chosen => chosen?,
+    };
+    let url = replica.url().clone();
+    Ok(Some(match source {
+        Source::Ltx(plan, listing) => {
+            let restored = restore_plan(replica, plan, *listing, path, options).await?;
+            Latest { url, state: restored.txid.to_string(), size: restored.commit.bytes(restored.page_size) }
+        }
+        Source::Legacy(found) => {
+            let RestoredLegacy { generation, index, size, .. } =
+                legacy::restore(replica, &found, None, path, options).await?;
+            Latest { url, state: format!("{generation}/{index:08x}"), size }
+        }
+    }))
+}
+
 /// Where the database comes from.
 pub(super) enum Source {
     /// LTX files.

@@ -1,6 +1,7 @@
 //! What capturing promises: whatever an application does, all captured files in order are its database, byte for byte.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
+mod application;
 mod asked;
 mod captures;
 mod checkpoints;
@@ -9,8 +10,9 @@ mod disk;
 mod goes_on;
 mod holes;
 mod large;
+mod parked;
 mod processes;
-
+mod resting;
 mod soak;
 mod table;
 mod untouched;

@@ -1,7 +1,7 @@
 //! Real processes, stopped and killed: an application that we capture, and ourselves.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -19,22 +19,31 @@ pub(crate) struct Process(Child);
 
 impl Process {
     pub(crate) fn start(role: &str, path: &Path) -> Self {
-        Self::run(Command::new(std::env::current_exe().unwrap()), role, path)
+        Self::run(Command::new(std::env::current_exe().unwrap()), role, path, Stdio::null())
+    }
+
+    /// One that is told what to do, and answers.
+    pub(crate) fn start_to_talk(role: &str, path: &Path) -> (Self, ChildStdin, ChildStdout) {
+        let mut process = Self::run(Command::new(std::env::current_exe().unwrap()), role, path, Stdio::piped());
+        let (stdin, stdout) = (process.0.stdin.take(), process.0.stdout.take());
+        (process, stdin.unwrap(), stdout.unwrap())
     }
 
     pub(crate) fn id(&self) -> u32 {
         self.0.id()
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.0), signal).unwrap();
     }
 
     /// Stops it wherever it is, every thread of it.
-    fn pause(&self) {
+    pub(crate) fn pause(&self) {
         self.signal(Signal::STOP);
         let tasks = format!("/proc/{}/task", self.0.id());
         wait_for("to stop", || {
+            // It needs the processor for that, which it may have to share with us.
+            std::thread::park_timeout(Duration::from_micros(200));
             std::fs::read_dir(&tasks).unwrap().all(|task| {
                 let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
                 stat.rsplit_once(") ").unwrap().1.starts_with('T')
@@ -42,7 +51,7 @@ impl Process {
         });
     }
 
-    fn kill(self) {
+    pub(crate) fn kill(self) {
         drop(self);
     }
 
@@ -55,14 +64,14 @@ impl Process {
         }
         let mut command = Command::new("unshare");
         command.arg("-m").arg(std::env::current_exe().unwrap());
-        Some(Self::run(command, role, path))
+        Some(Self::run(command, role, path, Stdio::null()))
     }
 
     /// The same with more in its environment.
     pub(crate) fn start_under(role: &str, path: &Path, environment: &[(&str, &PathBuf)]) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.envs(environment.iter().copied());
-        Self::run(command, role, path)
+        Self::run(command, role, path, Stdio::null())
     }
 
     pub(crate) fn has_ended(&mut self) -> bool {
@@ -79,9 +88,9 @@ impl Process {
         assert!(status.unwrap().success());
     }
 
-    fn run(mut command: Command, role: &str, path: &Path) -> Self {
+    fn run(mut command: Command, role: &str, path: &Path, stdout: Stdio) -> Self {
         command.args(["--exact", "processes::what_a_child_does", "--nocapture"]);
-        command.env(ROLE, role).env(DATABASE, path).stdin(Stdio::piped()).stdout(Stdio::null());
+        command.env(ROLE, role).env(DATABASE, path).stdin(Stdio::piped()).stdout(stdout);
         Self(command.spawn().unwrap())
     }
 }
@@ -106,6 +115,12 @@ pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 #[test]
 fn what_a_child_does() {
     let (Ok(role), Some(path)) = (std::env::var(ROLE), std::env::var_os(DATABASE)) else { return };
+    // These read what they are told, and end with it.
+    match role.as_str() {
+        "obedient" => return crate::application::obey(&PathBuf::from(path)),
+        "frugal" => return crate::resting::hold_many(),
+        _ => {}
+    }
     // Whoever started this is gone when its end of the pipe is.
     std::thread::spawn(|| {
         let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
@@ -116,6 +131,14 @@ fn what_a_child_does() {
     match role.as_str() {
         "application" => application(&path, seed),
         "capture" => capture(&path, seed),
+        "leisurely" => crate::application::write_now_and_then(&path, seed),
+        "exclusive" => {
+            let database = connect(&path);
+            database.execute_batch("PRAGMA locking_mode=EXCLUSIVE; INSERT INTO t (body) VALUES (1)").unwrap();
+            loop {
+                std::thread::park();
+            }
+        }
         "mounted alone" => crate::table::mounted_alone(&path),
         "obeys" => crate::disk::obey(&path),
         "our fsyncs fail" => crate::disk::our_fsyncs_fail(),

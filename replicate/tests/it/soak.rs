@@ -13,7 +13,7 @@ fn soak(seed: u64, seconds: u64, large: u64) {
     let (stop, commits, logs) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
     // Whoever writes holds it shared; who compares holds it alone.
     let pause = RwLock::new(());
-    let mut compared = 0;
+    let (mut compared, mut rested) = (0, 0);
     let path = world.path.clone();
     std::thread::scope(|scope| {
         for writer in 0..3 {
@@ -64,7 +64,21 @@ fn soak(seed: u64, seconds: u64, large: u64) {
                         assert_eq!(capture.snapshots(), before);
                         compared += 1;
                     }
-                    12..30 => world.replica.take(capture.checkpoint_if_due().unwrap()),
+                    12..20 => {
+                        let before = capture.snapshots();
+                        world.replica.take(capture.checkpoint_if_due().unwrap());
+                        capture = match capture.rest() {
+                            Ok(resting) => {
+                                rested += 1;
+                                std::thread::park_timeout(Duration::from_micros(random.u64(0..3_000)));
+                                crate::application::wake(resting, &world)
+                            }
+                            Err(refused) => refused.unharmed,
+                        };
+                        world.replica.take(capture.pass().unwrap());
+                        assert_eq!(capture.snapshots(), before, "a snapshot although it only rested");
+                    }
+                    20..30 => world.replica.take(capture.checkpoint_if_due().unwrap()),
                     _ => {
                         let before = capture.snapshots();
                         world.replica.take(capture.pass().unwrap());
@@ -81,7 +95,7 @@ fn soak(seed: u64, seconds: u64, large: u64) {
     let (commits, logs) = (commits.into_inner(), logs.into_inner());
     assert!(compared > 3 && commits > 100, "compared {compared} times, {commits} commits");
     println!(
-        "seed {seed}: {commits} commits, {logs} checkpoints done, {} files, compared {compared} times",
+        "seed {seed}: {commits} commits, {logs} checkpoints done, {} files, compared {compared} times, rested {rested} times",
         world.replica.files
     );
 }

@@ -55,6 +55,7 @@ pub struct S3Backend {
     /// Takes a new connection for every request: for repeated attempts, whose first connection may be a dead one.
     fresh: Client,
     settings: Arc<Settings>,
+    retry: Retry,
     clock: Arc<AtomicI64>,
 }
 
@@ -68,7 +69,6 @@ struct Settings {
     concurrency: usize,
     kms_key_id: Option<String>,
     customer_key: Option<CustomerKey>,
-    retry: Retry,
 }
 
 /// A key of the customer's that the store encrypts with and forgets.
@@ -144,8 +144,21 @@ impl S3Backend {
             clock: adjust.clock,
             client: Client::from_conf(builder.build()),
             fresh: Client::from_conf(builder_fresh.build()),
-            settings: Arc::new(Settings::new(config, url, policy)?),
+            settings: Arc::new(Settings::new(config)?),
+            retry: Retry::new(policy.clone(), url),
         })
+    }
+
+    /// Another replica in the same bucket, asked through the same connections: `config` may differ from this one's in its path alone.
+    pub(crate) fn beside(&self, config: &S3Config, policy: &RetryPolicy) -> Self {
+        let url: Arc<str> = config.url().into();
+        Self {
+            retry: Retry::new(policy.clone(), url.clone()),
+            url,
+            base: config.prefix(),
+            other_bases: config.upstream_prefixes(),
+            ..self.clone()
+        }
     }
 
     fn client(&self, attempt: u32) -> &Client {
@@ -199,7 +212,7 @@ impl S3Backend {
 }
 
 impl Settings {
-    fn new(config: &S3Config, url: Arc<str>, policy: &RetryPolicy) -> Result<Self> {
+    fn new(config: &S3Config) -> Result<Self> {
         Ok(Self {
             content_md5: config.content_md5(),
             unsigned_payload: !config.sign_payload(),
@@ -208,7 +221,6 @@ impl Settings {
             concurrency: config.concurrency().max(1),
             kms_key_id: config.sse_kms_key_id.clone(),
             customer_key: put::customer_key(config)?,
-            retry: Retry::new(policy.clone(), url),
         })
     }
 }

@@ -114,7 +114,6 @@ impl Upload {
     /// Sends the abort until it is answered. One that is gone already counts as given up.
     async fn abort(backend: S3Backend, key: String, id: String) {
         let outcome = backend
-            .settings
             .retry
             .run("abort the upload of", &key, |attempt, patience| {
                 let abort = backend.client(attempt).abort_multipart_upload();
@@ -177,7 +176,7 @@ impl S3Backend {
         let still_wanted = Arc::downgrade(&wanted);
         let lost = Error::Transient { operation: "write", key: key.as_str().into(), cause: "the runtime ends".into() };
         let begun = in_background(async move {
-            let retry = &backend.settings.retry;
+            let retry = &backend.retry;
             let id = retry
                 .run("write", &key, |attempt, patience| {
                     let create = if before + attempt == 0 { first.clone() } else { again.clone() };
@@ -218,7 +217,7 @@ impl S3Backend {
 
     async fn upload_part(&self, upload: &Upload, number: i32, bytes: Bytes) -> Result<Option<String>> {
         let slow = part_time(bytes.len() as u64, self.settings.concurrency);
-        let retry = &self.settings.retry;
+        let retry = &self.retry;
         retry
             .run_with("write", &upload.key, &Leave::of(slow), |attempt, patience| {
                 let part = self.client(attempt).upload_part().bucket(&self.bucket).key(&upload.key);
@@ -251,7 +250,6 @@ impl S3Backend {
         let parts = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
         let ambiguous = AtomicBool::new(false);
         let outcome = self
-            .settings
             .retry
             .run_with("write", key, &Leave::of(ASSEMBLY), |attempt, patience| {
                 let complete = self.client(options.attempt + attempt).complete_multipart_upload();
@@ -282,7 +280,7 @@ impl S3Backend {
             Ok(answer) => Ok(self.written(key, body.len(), answer.e_tag(), options)),
             // An upload that is completed is gone. An earlier attempt of ours may have been the one that did it.
             Err(error) if ambiguous.into_inner() && matches!(error.kind(), Kind::NotFound | Kind::Conflict) => {
-                let replica = Replica::with(Arc::new(self.clone()), self.settings.retry.clone());
+                let replica = Replica::with(Arc::new(self.clone()), self.retry.clone());
                 replica.holds(key, body).await?.ok_or(error)
             }
             Err(error) => Err(error),

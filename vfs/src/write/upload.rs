@@ -1,9 +1,7 @@
 //! From the buffer to the replica: one LTX file at a time, each the next TXID, each under the condition that nobody was faster.
 //!
 //! What is about to be put is noted in the buffer first, so that after a crash "is that one mine?" has an answer. A file counts as ours where its
-//! checksum is the one that was noted. Where the server's clock says that more than `fence_window` has passed since the last proof, the put
-//! proves only that no such file is there *now*: another writer's may have come and been merged away meanwhile. Then level 0 is listed before
-//! anything counts as durable; its newest file is never deleted, so whoever went on shows there.
+//! checksum is the one that was noted. How another writer is noticed, [`fence`] says.
 //!
 //! The first upload waits for nothing but its own put, as a rule:
 //!
@@ -23,10 +21,11 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use litestream_pageindex::fence::{self, Next, Put};
 use litestream_pageindex::upkeep::{Kept, Schedule, Upkeep};
 use litestream_pageindex::{OpenFile, open_file};
-use litestream_storage::{Body, FileInfo, Kind, Level, Replica, Scope};
-use ltx::{Commit, Encoder, FileName, Header, Pgno, Timestamp, Txid};
+use litestream_storage::{Body, Level, Replica};
+use ltx::{Checksum, Commit, Encoder, FileName, Header, Pgno, Timestamp, Txid};
 
 use super::buffer::{Buffer, Position, State, Uploaded, random};
 use super::lease::{self, Lease};
@@ -44,9 +43,6 @@ const MANY_FILES: usize = 300;
 const IDLE: Duration = Duration::from_secs(1);
 /// The longest pause after a failed upload.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// The metadata that says who wrote a file.
-const WRITER: &str = "litestream-writer";
-
 /// Opens the buffer of a database that is to be written, decides what of it is in the replica already, shows the rest, and starts uploading.
 ///
 /// # Errors
@@ -185,13 +181,14 @@ async fn verdict(
     }
     if reached == base.txid {
         if base.checksum != 0 && checksum != 0 && base.checksum != checksum {
-            let by = last.map_or_else(String::new, |file| node(file.header.node_id));
+            let by = last.map_or_else(String::new, |file| fence::node(file.header.node_id));
             return refused(base, Error::Fenced { txid: reached, by, buffer: path });
         }
         return Ok(Verdict { base, refused: None });
     }
     let next = base.txid.next();
-    let file = level_0(database, next).await?.into_iter().find(|file| file.name == single(next));
+    let file =
+        fence::level_0(&database.replica, next).await?.into_iter().find(|file| file.name == FileName::new(next, next));
     let Some(file) = file else {
         let by = "somebody whose file has been merged into others since, so that it can no longer be told".to_owned();
         return refused(base, Error::Fenced { txid: next, by, buffer: path });
@@ -204,40 +201,12 @@ async fn verdict(
         }
         Some(intent) => {
             let txid = intent.txid.next();
-            refused(intent, Error::Fenced { txid, by: who_wrote(database, txid).await, buffer: path })
+            refused(intent, Error::Fenced { txid, by: fence::who_wrote(&database.replica, txid).await, buffer: path })
         }
-        None => refused(base, Error::Fenced { txid: next, by: who(database, &file).await, buffer: path }),
+        None => {
+            refused(base, Error::Fenced { txid: next, by: fence::who(&database.replica, &file).await, buffer: path })
+        }
     }
-}
-
-const fn single(txid: Txid) -> FileName {
-    FileName { min: txid, max: txid }
-}
-
-fn node(node_id: u64) -> String {
-    if node_id == 0 { "another program".to_owned() } else { format!("writer {node_id:016x}") }
-}
-
-/// Who wrote a file, as far as that is known.
-async fn who(database: &Database, file: &OpenFile) -> String {
-    let named = database.replica.metadata(file.key(), WRITER).await.ok().flatten();
-    let node = node(file.header.node_id);
-    named.map_or(node.clone(), |named| format!("{node} ({named})"))
-}
-
-async fn who_wrote(database: &Database, txid: Txid) -> String {
-    let found = level_0(database, txid).await.ok().and_then(|files| files.into_iter().next());
-    match found {
-        Some(file) => match open_file(&database.replica, &file).await {
-            Ok(file) => who(database, &file).await,
-            Err(_) => "another writer".to_owned(),
-        },
-        None => "another writer".to_owned(),
-    }
-}
-
-async fn level_0(database: &Database, from: Txid) -> Result<Vec<FileInfo>> {
-    Ok(database.replica.list_page(Scope::Level(Level::ZERO), from, None).await?.files)
 }
 
 /// Uploads until the database is closed.
@@ -392,22 +361,20 @@ async fn upload(writer: &Arc<Writer>, database: &Arc<Database>, proof: &mut Opti
         Body::Bytes(bytes) => Some(bytes.clone()),
         Body::File { .. } => None,
     };
-    let me = format!("{:016x} {}", sealed.writer, writer.settings.identity);
-    let put = database.replica.put_file_with(Level::ZERO, single(txid), body, intent.time, &[(WRITER, &me)]).await;
-    let info = match put {
-        Ok(info) => info,
-        Err(error) if error.kind() == Kind::Conflict => taken(writer, database, txid, intent.checksum).await?,
-        Err(error) => return Err(error.into()),
+    let next = Next {
+        txid,
+        body,
+        time: intent.time,
+        checksum: Checksum(intent.checksum),
+        writer: sealed.writer,
+        identity: &writer.settings.identity,
     };
-    let now = database.replica.clock();
-    let asleep = match (*proof, now) {
-        (Some(before), Some(now)) => now.0 - before.0 > writer.settings.fence_window.as_millis() as i64,
-        _ => true,
+    let info = match fence::put(&database.replica, next, proof, writer.settings.fence_window).await? {
+        Put::Durable(info) => info,
+        Put::Fenced { txid, by } => {
+            return Err(for_good(Error::Fenced { txid, by, buffer: writer.settings.buffer_path.clone() }));
+        }
     };
-    if asleep {
-        alone(writer, database, &info).await?;
-    }
-    *proof = now;
     let file = match bytes {
         Some(bytes) => OpenFile::parse(info, bytes.clone(), &bytes)?,
         None => open_file(&database.replica, &info).await?,
@@ -416,38 +383,6 @@ async fn upload(writer: &Arc<Writer>, database: &Arc<Database>, proof: &mut Opti
     let before = database.latest()?.view.clone();
     let view = before.derive(&[Arc::new(file)], &database.process.spill).await?;
     Ok(writer.proven(database, &sealed, Arc::new(view), intent)?)
-}
-
-/// The key that we wanted is taken: by ourselves, perhaps, before an answer was lost.
-async fn taken(writer: &Writer, database: &Database, txid: Txid, checksum: u64) -> Result<FileInfo, Trouble> {
-    let files = level_0(database, txid).await?;
-    let file = files.into_iter().find(|file| file.name == single(txid));
-    let buffer = writer.settings.buffer_path.clone();
-    let Some(file) = file else {
-        let by = "another writer, whose file has gone again".to_owned();
-        return Err(for_good(Error::Fenced { txid, by, buffer }));
-    };
-    let opened = open_file(&database.replica, &file).await?;
-    if opened.trailer.file_checksum.0 == checksum {
-        return Ok(file);
-    }
-    Err(for_good(Error::Fenced { txid, by: who(database, &opened).await, buffer }))
-}
-
-/// Makes sure that nobody went on while this writer slept. Our own file, which nobody needs then, is deleted.
-async fn alone(writer: &Writer, database: &Database, ours: &FileInfo) -> Result<(), Trouble> {
-    let txid = ours.name.max;
-    let Some(theirs) = level_0(database, txid).await?.into_iter().find(|file| file.name.max > txid) else {
-        return Ok(());
-    };
-    let by = match open_file(&database.replica, &theirs).await {
-        Ok(file) => who(database, &file).await,
-        Err(_) => "another writer".to_owned(),
-    };
-    if let Err(error) = database.replica.delete_keys(&[ours.key()]).await {
-        tracing::error!(key = ours.key(), %error, "a file that was written too late cannot be deleted: delete it by hand");
-    }
-    Err(for_good(Error::Fenced { txid: theirs.name.max, by, buffer: writer.settings.buffer_path.clone() }))
 }
 
 /// An LTX file that is to be put.

@@ -1,0 +1,61 @@
+//! The program of `--exec`: it runs as long as we do, or rather we as long as it does.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitCode, ExitStatus};
+
+use anyhow::Context;
+use tokio::process::Command;
+
+use super::{Signal, Signals, Words};
+
+pub(super) struct Child(tokio::process::Child);
+
+impl Child {
+    /// # Errors
+    /// Why the program cannot be started.
+    pub(super) fn start(words: &Words) -> anyhow::Result<Self> {
+        let Words { program, arguments } = words;
+        let child = Command::new(program).args(arguments).spawn();
+        let child = child.with_context(|| format!("cannot start {program:?}, the program to run"))?;
+        tracing::info!(command = program, pid = child.id().unwrap_or_default(), "started");
+        Ok(Self(child))
+    }
+
+    /// Waits for its end, and hands on every signal until then. What it has committed is still to be uploaded.
+    ///
+    /// # Errors
+    /// Why nobody can wait for it.
+    pub(super) async fn wait(mut self, signals: &mut Signals) -> anyhow::Result<ExitCode> {
+        loop {
+            tokio::select! {
+                status = self.0.wait() => {
+                    let status = status.context("cannot wait for the program that runs")?;
+                    tracing::info!(%status, "the program has ended");
+                    return Ok(code(status));
+                }
+                signal = signals.next() => self.pass_on(signal),
+            }
+        }
+    }
+
+    fn pass_on(&self, signal: Signal) {
+        use rustix::process::{Pid, Signal as Native, kill_process};
+        let native = match signal {
+            Signal::Hangup => Native::HUP,
+            Signal::Interrupt => Native::INT,
+            Signal::Terminate => Native::TERM,
+        };
+        // It has an id as long as nobody has waited for it, so nobody else can have that.
+        let Some(pid) = self.0.id().and_then(|id| Pid::from_raw(id.cast_signed())) else { return };
+        tracing::info!(%signal, "passing the signal on to the program");
+        if let Err(error) = kill_process(pid, native) {
+            tracing::warn!(%signal, %error, "cannot pass the signal on");
+        }
+    }
+}
+
+/// As a shell would tell it.
+fn code(status: ExitStatus) -> ExitCode {
+    let code = status.code().or_else(|| Some(128 + status.signal()?)).unwrap_or(1);
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}

@@ -1,0 +1,316 @@
+//! The daemon at work, as the control socket, the metrics and whatever watches folders see it.
+//!
+//! This alone knows how a database of the configuration becomes one of the daemon's, and which files must not be opened because they are replicated.
+
+use std::collections::{BTreeMap, HashSet};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use jiff::Timestamp;
+use litestream_config::{self as config, Config, DbConfig, DbSettings};
+use litestream_pageindex::retention::RetentionPolicy;
+use litestream_pageindex::upkeep::Schedule;
+use litestream_replicate::Settings;
+use litestream_replicate::daemon::{ControlError, Daemon, Options, Spec, Synced, Target};
+use litestream_storage::config::{ReplicaConfig, is_url};
+use litestream_storage::{Replica, RetryPolicy, Stores};
+
+use crate::control::Host;
+use crate::place;
+
+/// How long one request to a store is tried.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How many descriptors are left for connections, files that are uploaded, and whatever else the process has open.
+const OTHERS: u64 = 768;
+
+/// The daemon at work.
+#[derive(Debug)]
+pub(crate) struct Running {
+    /// Replicates.
+    pub(crate) daemon: Daemon,
+    /// What the user wants.
+    pub(crate) config: Arc<Config>,
+    /// Since when.
+    pub(crate) started: Timestamp,
+    /// Where replicas lie.
+    stores: Stores,
+    known: Mutex<Known>,
+}
+
+/// The databases that are registered.
+#[derive(Debug, Default)]
+struct Known {
+    databases: BTreeMap<PathBuf, DbConfig>,
+    /// Their files, device and inode, as they were last looked at.
+    files: HashSet<(u64, u64)>,
+}
+
+impl Running {
+    /// Nothing is replicated yet.
+    pub(crate) fn new(config: Config, policy: RetryPolicy) -> Self {
+        let clock = Arc::new(|| ltx::Timestamp(Timestamp::now().as_millisecond()));
+        let mut options = Options::new(clock, &identity());
+        options.descriptors = descriptors();
+        // The daemon tries again by itself, for ever; what is wrong should show before long.
+        let policy = RetryPolicy { total: policy.total.min(PATIENCE), ..policy };
+        Self {
+            daemon: Daemon::new(options),
+            config: Arc::new(config),
+            started: Timestamp::now(),
+            stores: Stores::new(policy),
+            known: Mutex::default(),
+        }
+    }
+
+    /// How a database is replicated. Nothing is asked of its stores yet.
+    ///
+    /// # Errors
+    /// Why a replica cannot be used.
+    pub(crate) async fn spec_for(&self, database: &DbConfig) -> anyhow::Result<Spec> {
+        let mut replicas = Vec::new();
+        for wanted in &database.replicas {
+            let replica = self
+                .open(&wanted.config)
+                .await
+                .with_context(|| format!("{}: replica {}", database.path.display(), wanted.config))?;
+            replicas.push(Target {
+                sync_interval: wanted.sync_interval,
+                auto_recover: wanted.auto_recover,
+                validation_interval: wanted.validation_interval,
+                ..Target::new(replica, wanted.config.type_name())
+            });
+        }
+        Ok(Spec { settings: settings(database), replicas, schedule: Some(schedule(&self.config, &database.settings)) })
+    }
+
+    /// The one place where replicas are opened.
+    async fn open(&self, replica: &ReplicaConfig) -> litestream_storage::Result<Replica> {
+        self.stores.open(replica).await
+    }
+
+    /// The configuration of a database that somebody wants to have registered: the file's, or with this replica the defaults.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(crate) fn database_at(&self, path: &Path, url: Option<&str>) -> anyhow::Result<DbConfig> {
+        let home = place::env("HOME").map(PathBuf::from);
+        let path = config::database_path(path, home.as_deref());
+        let configured = self.config.find_db(&path);
+        match (configured, url) {
+            (Some(database), None) => Ok(database),
+            (None, None) => bail!("{}: not in the configuration file: give a replica URL, too", path.display()),
+            (configured, Some(url)) => {
+                if !is_url(url) {
+                    bail!("{url:?} is not a replica URL such as s3://BUCKET/PATH or file:///PATH");
+                }
+                let replicas = vec![config::Replica::new(place::address(url)?)];
+                let settings = configured.as_ref().map(|database| database.settings.clone());
+                let meta_path =
+                    configured.map_or_else(|| config::default_meta_path(&path), |database| database.meta_path);
+                let settings = settings
+                    .unwrap_or_else(|| DbSettings { snapshot: self.config.snapshot.clone(), ..DbSettings::default() });
+                Ok(DbConfig { path, meta_path, settings, replicas })
+            }
+        }
+    }
+
+    /// Begins to replicate a database. Says no where it is replicated already.
+    pub(crate) fn register(&self, database: DbConfig, spec: Spec) -> bool {
+        let mut known = self.known();
+        let file = file_at(&database.path);
+        if !self.daemon.register(spec) {
+            return false;
+        }
+        known.files.extend(file);
+        known.databases.insert(database.path.clone(), database);
+        true
+    }
+
+    /// Ends replicating a database, as [`Daemon::unregister`] does.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) async fn unregister(&self, path: &Path, patience: Duration) -> Result<Synced, ControlError> {
+        let outcome = self.daemon.unregister(path, patience).await;
+        self.known().databases.remove(path);
+        outcome
+    }
+
+    /// The configuration of a database that is registered.
+    pub(crate) fn database(&self, path: &Path) -> Option<DbConfig> {
+        self.known().databases.get(path).cloned()
+    }
+
+    /// Looks again which files are replicated.
+    pub(crate) fn look_at_files(&self) {
+        let mut known = self.known();
+        known.files = known.databases.keys().filter_map(|path| file_at(path)).collect();
+    }
+
+    /// Looks into a file, unless that is replicated: whoever closes a descriptor of such a file takes SQLite's locks away from it.
+    pub(crate) fn unless_replicated<T>(&self, path: &Path, look: impl FnOnce() -> T) -> Option<T> {
+        // As long as this is held, nothing is registered.
+        let known = self.known();
+        let replicated =
+            known.databases.contains_key(path) || file_at(path).is_some_and(|file| known.files.contains(&file));
+        (!replicated).then(look)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // Each change is one insertion or removal.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Host for Running {
+    fn daemon(&self) -> &Daemon {
+        &self.daemon
+    }
+
+    fn started(&self) -> Timestamp {
+        self.started
+    }
+
+    async fn spec(&self, path: &Path, replica_url: Option<&str>) -> anyhow::Result<(DbConfig, Spec)> {
+        let database = self.database_at(path, replica_url)?;
+        let spec = self.spec_for(&database).await?;
+        Ok((database, spec))
+    }
+
+    fn register(&self, database: DbConfig, spec: Spec) -> bool {
+        Self::register(self, database, spec)
+    }
+
+    async fn unregister(&self, path: &Path, patience: Duration) -> Result<Synced, ControlError> {
+        Self::unregister(self, path, patience).await
+    }
+}
+
+fn file_at(path: &Path) -> Option<(u64, u64)> {
+    path.metadata().ok().map(|there| (there.dev(), there.ino()))
+}
+
+/// How a database is captured.
+fn settings(database: &DbConfig) -> Settings {
+    let DbSettings {
+        checkpoint_interval,
+        min_checkpoint_page_count,
+        truncate_page_n,
+        busy_timeout,
+        max_sync_wal_bytes,
+        ..
+    } = database.settings;
+    let mut settings = Settings::new(&database.path);
+    settings.meta_path.clone_from(&database.meta_path);
+    // This process opens what it replicates by no other way.
+    settings.alone_in_process = true;
+    settings.cut = max_sync_wal_bytes;
+    settings.checkpoint_pages = min_checkpoint_page_count;
+    settings.truncate_pages = truncate_page_n;
+    settings.checkpoint_interval = checkpoint_interval;
+    settings.patience = busy_timeout;
+    // As soon as capturing can keep its state elsewhere: settings.meta_path.clone_from(&database.meta_path);
+    settings
+}
+
+/// How a database's replicas are kept small.
+fn schedule(config: &Config, settings: &DbSettings) -> Schedule {
+    Schedule {
+        levels: config.levels.clone(),
+        snapshots: settings.snapshot.interval,
+        retention: RetentionPolicy { l0: config.l0_retention, snapshots: settings.snapshot.retention },
+        deletes: config.retention_enabled,
+    }
+}
+
+/// How many descriptors databases may use.
+fn descriptors() -> u64 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1 << 20);
+    limit.saturating_sub(OTHERS).max(limit / 2)
+}
+
+/// This process, as others may know it.
+fn identity() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let host = host.or_else(|| place::env("HOSTNAME")).unwrap_or_else(|| "localhost".to_owned());
+    let start = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ");
+    format!("{}:{}:{start}", host.trim(), std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn running(text: &str) -> Running {
+        Running::new(Config::parse(text, Path::new("c.yml"), false, &|_| None).unwrap(), RetryPolicy::default())
+    }
+
+    const CONFIG: &str = "
+levels: [{interval: 10s}, {interval: 2m}]
+snapshot: {interval: 12h, retention: 48h}
+l0-retention: 3m
+retention: {enabled: false}
+dbs:
+  - path: /data/a.db
+    busy-timeout: 3s
+    truncate-page-n: 0
+    checkpoint-interval: 0s
+    max-sync-wal-bytes: 0
+    snapshot: {retention: 7d}
+    replicas: [{path: /backup/a, sync-interval: 5s, auto-recover: true}, {url: 's3://bucket/a'}]
+";
+
+    #[tokio::test]
+    async fn what_is_configured_is_what_is_done() {
+        let running = running(CONFIG);
+        let database = running.config.find_db(Path::new("/data/a.db")).unwrap();
+        let spec = running.spec_for(&database).await.unwrap();
+        let settings = &spec.settings;
+        assert_eq!((settings.cut, settings.truncate_pages, settings.checkpoint_pages), (0, 0, 1000));
+        assert_eq!((settings.checkpoint_interval, settings.patience), (Duration::ZERO, Duration::from_secs(3)));
+        let kinds: Vec<_> = spec.replicas.iter().map(|target| (target.kind, target.sync_interval.as_secs())).collect();
+        assert_eq!(kinds, [("file", 5), ("s3", 1)]);
+        assert!(spec.replicas[0].auto_recover && !spec.replicas[1].auto_recover);
+        let expected = Schedule {
+            levels: vec![Duration::from_secs(10), Duration::from_secs(120)],
+            snapshots: Duration::from_secs(12 * 3600),
+            retention: RetentionPolicy { l0: Duration::from_secs(180), snapshots: Duration::from_secs(7 * 86_400) },
+            deletes: false,
+        };
+        assert_eq!(spec.schedule, Some(expected));
+    }
+
+    #[test]
+    fn what_is_registered_later_is_configured_or_has_a_url() {
+        let running = running(CONFIG);
+        let at = |path: &str, url| running.database_at(Path::new(path), url);
+        assert_eq!(at("/data/a.db", None).unwrap().replicas.len(), 2);
+        assert!(at("/data/b.db", None).unwrap_err().to_string().contains("give a replica URL"));
+        assert!(at("/data/b.db", Some("nowhere")).is_err());
+        let database = at("/data/b.db", Some("file:///backup/b")).unwrap();
+        assert_eq!(database.replicas[0].config.url(), "file:///backup/b");
+        assert_eq!(database.settings.snapshot.retention, Duration::from_secs(48 * 3600));
+    }
+
+    #[tokio::test]
+    async fn a_replicated_file_is_not_opened_by_any_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link, other) = (folder.path().join("a"), folder.path().join("b"), folder.path().join("c"));
+        std::fs::write(&file, "").unwrap();
+        std::fs::write(&other, "").unwrap();
+        std::fs::hard_link(&file, &link).unwrap();
+        let running = running("dbs: []");
+        let database = running.database_at(&file, Some("file:///backup/a")).unwrap();
+        let spec = running.spec_for(&database).await.unwrap();
+        assert!(running.register(database, spec));
+        let looked = |path: &Path| running.unless_replicated(path, || ()).is_some();
+        assert_eq!([&file, &link, &other].map(|path| looked(path)), [false, false, true]);
+        // A database that is replaced by another file.
+        std::fs::rename(&other, &file).unwrap();
+        running.look_at_files();
+        assert_eq!([&file, &link].map(|path| looked(path)), [false, true]);
+    }
+}

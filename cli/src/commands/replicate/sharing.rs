@@ -1,0 +1,125 @@
+//! What databases must not share: each would take the other's files for its own.
+//!
+//! The configuration file is checked when it is read; this is about what shows only once folders have been searched.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use litestream_config::DbConfig;
+use litestream_storage::config::{Location, ReplicaConfig};
+
+use crate::place;
+
+/// Databases whose local state would lie in one folder.
+pub(super) fn shared_state(databases: &[DbConfig]) -> Vec<String> {
+    let mut owners: HashMap<&Path, &Path> = HashMap::new();
+    let problem = |database: &DbConfig, other: &Path| {
+        format!(
+            "{}: its local state would lie in {}, as that of {} does: give each its own `meta-path`",
+            database.path.display(),
+            database.meta_path.display(),
+            other.display()
+        )
+    };
+    databases
+        .iter()
+        .filter_map(|database| {
+            let other = owners.insert(&database.meta_path, &database.path)?;
+            Some(problem(database, other))
+        })
+        .collect()
+}
+
+/// Where a replica lies, so that what lies within it is sorted right behind it.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Spot<'a> {
+    store: String,
+    parts: Vec<String>,
+    database: &'a Path,
+    url: String,
+}
+
+impl<'a> Spot<'a> {
+    fn new(database: &'a Path, replica: &ReplicaConfig) -> Self {
+        let (store, path) = match &replica.location {
+            Location::S3(bucket) => {
+                (format!("{} {}", bucket.endpoint.as_deref().unwrap_or_default(), bucket.bucket), bucket.path.clone())
+            }
+            Location::File(folder) => (String::new(), place::real(&folder.path).to_string_lossy().into_owned()),
+            _ => (replica.type_name().to_owned(), replica.url()),
+        };
+        let parts = path.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect();
+        Self { store, parts, database, url: replica.url() }
+    }
+
+    fn holds(&self, other: &Self) -> bool {
+        self.store == other.store && other.parts.starts_with(&self.parts)
+    }
+
+    fn problem(&self, other: &Self) -> String {
+        let (this, that) = (self.database.display(), other.database.display());
+        if self.parts != other.parts {
+            let (inside, outside) = (&other.url, &self.url);
+            return format!(
+                "{that}: its replica {inside} lies inside {outside}, the replica of {this}: give it a path of its own"
+            );
+        }
+        if this.to_string() == that.to_string() {
+            return format!("{this}: the replica {} is listed twice: remove one of them", self.url);
+        }
+        format!("{this} and {that} have the same replica {}: give each a path of its own", self.url)
+    }
+}
+
+/// Replicas that would take each other's files for their own.
+pub(super) fn shared_replicas(databases: &[DbConfig]) -> Vec<String> {
+    let mut spots: Vec<Spot<'_>> = databases
+        .iter()
+        .flat_map(|database| database.replicas.iter().map(|replica| Spot::new(&database.path, &replica.config)))
+        .collect();
+    spots.sort();
+    let (mut around, mut problems) = (Vec::<&Spot<'_>>::new(), Vec::new());
+    for spot in &spots {
+        while around.pop_if(|outer| !outer.holds(spot)).is_some() {}
+        if let Some(outer) = around.last() {
+            problems.push(outer.problem(spot));
+        }
+        around.push(spot);
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::commands::replicate::plan::tests::plan;
+
+    #[test]
+    fn databases_share_neither_replicas_nor_state() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["x", "y"] {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+            std::fs::write(folder.path().join(name).join("a.db"), b"SQLite format 3\0").unwrap();
+        }
+        let text = "
+dbs:
+  - {path: /a.db, replica: {url: 's3://bucket/x'}}
+  - {path: /b.db, replica: {url: 's3://bucket/x?region=elsewhere'}}
+  - {path: /c.db, replicas: [{url: 's3://bucket/x/c'}, {url: 's3://other/x'}, {url: 's3://bucket/xy'}]}
+  - {path: /d.db, replica: {url: 's3://bucket/x?endpoint=http://127.0.0.1:9000'}}
+  - {dir: DIR/x, pattern: '*.db', meta-path: /state, replica: {path: /backup/x}}
+  - {dir: DIR/y, pattern: '*.db', meta-path: /state, replica: {path: /backup/y}}
+  - {dir: /no/such/folder, pattern: '*.db', replica: {path: /backup/many}}
+";
+        let (_, problems) = plan(&text.replace("DIR", folder.path().to_str().unwrap())).databases();
+        let expected = [
+            "/no/such/folder",
+            "/y/a.db: its local state would lie in /state/.a.db-litestream, as that of ",
+            "/a.db and /b.db have the same replica s3://bucket/x",
+            "/c.db: its replica s3://bucket/x/c lies inside s3://bucket/x",
+        ];
+        assert_eq!(problems.len(), expected.len(), "{problems:#?}");
+        for (problem, part) in problems.iter().zip(expected) {
+            assert!(problem.contains(part), "{part}: {problem}");
+        }
+    }
+}

@@ -1,0 +1,596 @@
+//! One replica of a database: what it holds, what waits to go there, and bringing it there in order.
+//!
+//! Files go up one after the other, each the next TXID, so that a TXID can be seen only when all below it can. What is captured meanwhile waits in its
+//! folder; capturing never waits for uploading. A replica that lacks what comes before a file gets a base first: all of the database, as a
+//! snapshot.
+
+use std::cmp::Reverse;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use litestream_pageindex::fence::{self, Next, Put};
+use litestream_pageindex::upkeep::{Kept, Schedule, Upkeep};
+use litestream_pageindex::{Listing, open_file};
+use litestream_storage::{Body, FileInfo, GetRange, Kind, Level, Scope};
+use ltx::{Checksum, Decoder, Encoder, FileName, HEADER_LEN, Header, PageSize, Timestamp, Txid};
+use tokio::sync::Notify;
+
+use super::spec::{Options, Target};
+use super::status::{ReplicaCounters, ReplicaStatus};
+use crate::stage::Staged;
+use crate::{Left, Newest};
+
+/// Longer files are sent from where they lie.
+const IN_MEMORY: u64 = 8 << 20;
+/// The shortest and the longest pause after a failed upload; in between a quarter of the time for which uploads have failed.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// For how long the worst lag is remembered.
+const WORST_FOR: Duration = Duration::from_secs(60);
+/// Nothing is due.
+const NEVER: i64 = i64::MAX;
+
+/// A replica and its queue.
+#[derive(Debug)]
+pub(crate) struct Line {
+    pub(crate) target: Target,
+    state: Mutex<State>,
+    /// Wakes whoever waits until a failed upload may be tried again.
+    pub(crate) hurry: Notify,
+    upkeep: tokio::sync::Mutex<Option<Box<Upkeep>>>,
+    /// When there is something to compact or to delete.
+    due: AtomicI64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Up to where all is there. Not known before it was asked.
+    reached: Option<Txid>,
+    /// Of what is there, as far as that is known.
+    page_size: Option<PageSize>,
+    queue: VecDeque<Job>,
+    /// Up to which TXID everything was queued.
+    queued: Txid,
+    /// Whether nothing is to be uploaded for now.
+    closed: bool,
+    /// Whether somebody works on the queue.
+    busy: bool,
+    /// The store's time when we were last known to be the only writer.
+    proof: Option<Timestamp>,
+    failing: Option<Failing>,
+    fenced: Option<String>,
+    /// Whether it lacks what comes before the queue.
+    needs_base: bool,
+    /// Whether a snapshot is wanted beside the next file that holds all.
+    wants_base: bool,
+    /// What was put since the last look at what is to be compacted.
+    put: Vec<FileInfo>,
+    last_sync: Option<Timestamp>,
+    uploads: u64,
+    bytes: u64,
+    errors: u64,
+    upload_time: Duration,
+    worst: (Duration, Option<Instant>),
+}
+
+#[derive(Clone, Debug)]
+struct Job {
+    staged: Staged,
+    /// When its first commit was noticed.
+    since: Instant,
+}
+
+#[derive(Clone, Debug)]
+struct Failing {
+    since: Instant,
+    why: String,
+    until: Instant,
+}
+
+/// What the queue's next file needs.
+enum Way {
+    /// It is the next one.
+    Next,
+    /// It is all of the database, and can stand for everything before.
+    Base,
+    /// Something is missing before it.
+    Missing,
+}
+
+/// Why a file is not there.
+enum Trouble {
+    /// It may pass.
+    Failed(String),
+    Fenced(String),
+    Missing,
+}
+
+impl<E: std::error::Error> From<E> for Trouble {
+    fn from(error: E) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+impl State {
+    /// Whether nothing can be uploaded before something else has happened.
+    fn is_stuck(&self) -> bool {
+        self.fenced.is_some() || self.needs_base || self.closed
+    }
+}
+
+impl Line {
+    pub(crate) fn new(target: Target) -> Self {
+        Self {
+            target,
+            state: Mutex::default(),
+            hurry: Notify::new(),
+            upkeep: tokio::sync::Mutex::default(),
+            due: AtomicI64::new(NEVER),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it holds last, asked where it is not known. `left` is what an earlier process left behind: then one request is enough, as a rule.
+    pub(crate) async fn newest(&self, left: Option<Left>) -> litestream_pageindex::Result<Option<Newest>> {
+        if let Some(reached) = self.state().reached {
+            return Ok((reached > Txid::ZERO).then_some(Newest { txid: reached, checksum: None, time: None }));
+        }
+        let found = self.ask(left.map_or(Txid::ZERO, |left| left.txid)).await?;
+        let mut state = self.state();
+        let txid = found.map_or(Txid::ZERO, |newest| newest.txid);
+        state.reached = Some(txid);
+        state.page_size = left.filter(|left| txid > Txid::ZERO && left.txid >= txid).map(|left| left.page_size);
+        Ok(found)
+    }
+
+    /// Asks what it holds last. Where we have captured up to `ours`, one request tells that it holds the same, and another one that it is the same.
+    async fn ask(&self, ours: Txid) -> litestream_pageindex::Result<Option<Newest>> {
+        let replica = &self.target.replica;
+        let (mut at, mut newest) = (None, None);
+        if ours > Txid::ZERO {
+            // Level 0 keeps its newest file, and nobody but us puts a snapshot beyond it.
+            let page = replica.list(Scope::Level(Level::ZERO), ours).await?;
+            at = page.at;
+            newest = page.files.into_iter().max_by_key(|file| file.name.max);
+        }
+        if newest.is_none() {
+            let listing = Listing::newest(replica).await?;
+            at = listing.at();
+            newest = listing.into_files().max_by_key(|file| (file.name.max, Reverse(file.level)));
+        }
+        {
+            let mut state = self.state();
+            state.proof = at;
+            state.last_sync = at;
+        }
+        let Some(file) = newest else { return Ok(None) };
+        // Its checksum tells whether it is ours.
+        let mut checksum = None;
+        if file.name == FileName::new(file.name.max, file.name.max) {
+            let (_, last) = replica.get(file.key(), Some(&file.object), GetRange::Last(8)).await?;
+            checksum = <[u8; 8]>::try_from(&last[..]).ok().map(|last| Checksum(u64::from_be_bytes(last)));
+        }
+        Ok(Some(Newest { txid: file.name.max, checksum, time: None }))
+    }
+
+    /// Asks it what it holds where it could not be asked when the others were.
+    async fn catch_up(&self) -> Result<(), Trouble> {
+        let newest = self.ask(Txid::ZERO).await?;
+        let mut state = self.state();
+        let txid = newest.map_or(Txid::ZERO, |newest| newest.txid);
+        let theirs = newest.and_then(|newest| newest.checksum);
+        let ours = state.queue.iter().find(|job| job.staged.txid == txid).map(|job| job.staged.checksum);
+        if txid > state.queued {
+            return Err(Trouble::Fenced(format!("it holds transaction {txid}, of which nothing is known here")));
+        }
+        if theirs.zip(ours).is_some_and(|(theirs, ours)| theirs != ours) {
+            return Err(Trouble::Fenced(format!("its transaction {txid} is another one than ours")));
+        }
+        state.reached = Some(txid);
+        Ok(())
+    }
+
+    /// Forgets what is known of the replica, and that another writer was there: it is asked again.
+    pub(crate) fn forget(&self) {
+        let mut state = self.state();
+        (state.reached, state.fenced, state.failing) = (None, None, None);
+        (state.needs_base, state.page_size) = (false, None);
+    }
+
+    /// Empties the queue, and fills it with what is still to go there.
+    pub(crate) fn refill(&self, staged: &[Staged], since: Instant) {
+        let mut state = self.state();
+        let reached = state.reached.unwrap_or_default();
+        (state.needs_base, state.closed) = (false, false);
+        state.queue.clear();
+        let wanted = staged.iter().filter(|staged| staged.txid > reached);
+        state.queue.extend(wanted.map(|staged| Job { staged: staged.clone(), since }));
+        state.queued = staged.last().map_or(reached, |last| last.txid);
+    }
+
+    /// Adds to the queue. Hands out what need not go there any more, because all of the database follows.
+    pub(crate) fn push(&self, staged: &[Staged], since: Instant) -> Vec<Staged> {
+        let mut state = self.state();
+        let Some(last) = staged.last() else { return Vec::new() };
+        state.queued = last.txid;
+        if state.fenced.is_some() {
+            return Vec::new();
+        }
+        state.queue.extend(staged.iter().map(|staged| Job { staged: staged.clone(), since }));
+        let mut dropped = Vec::new();
+        if state.needs_base
+            && let Some(base) = state.queue.iter().position(|job| job.staged.complete)
+        {
+            state.needs_base = false;
+            dropped.extend(state.queue.drain(..base).map(|job| job.staged));
+        }
+        dropped
+    }
+
+    /// Ends with what is being uploaded.
+    pub(crate) fn close(&self) {
+        // What waits stays here, for the next time.
+        self.state().closed = true;
+        self.hurry.notify_one();
+    }
+
+    /// Takes the queue to work on it, where nobody does.
+    pub(crate) fn take(&self) -> bool {
+        let mut state = self.state();
+        let idle = !state.busy && !state.queue.is_empty() && !state.is_stuck();
+        state.busy |= idle;
+        idle
+    }
+
+    /// Whether it has no need of a TXID's file any more.
+    pub(crate) fn is_past(&self, txid: Txid) -> bool {
+        let state = self.state();
+        let first = state.queue.front().map(|job| job.staged.txid);
+        state.fenced.is_some() || state.queued >= txid && first.is_none_or(|first| first > txid)
+    }
+
+    /// Whether it holds all up to a TXID; an error where it never will by itself.
+    pub(crate) fn holds(&self, txid: Txid) -> Result<bool, String> {
+        let state = self.state();
+        match &state.fenced {
+            Some(why) => Err(why.clone()),
+            None => Ok(state.reached.is_some_and(|reached| reached >= txid)),
+        }
+    }
+
+    pub(crate) fn reached(&self) -> Option<Txid> {
+        self.state().reached
+    }
+
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.state().fenced.is_some()
+    }
+
+    pub(crate) fn needs_base(&self) -> bool {
+        self.state().needs_base
+    }
+
+    pub(crate) fn want_base(&self) {
+        self.state().wants_base = true;
+    }
+
+    /// How many files wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.state().queue.len()
+    }
+
+    /// Why uploading fails, if it does.
+    pub(crate) fn error(&self) -> Option<String> {
+        let state = self.state();
+        state.fenced.clone().or_else(|| state.failing.as_ref().map(|failing| failing.why.clone()))
+    }
+
+    /// Works on the queue until it is empty. `done` is told of each file that is there.
+    pub(crate) async fn run(&self, options: &Options, permits: &tokio::sync::Semaphore, done: impl Fn(&Staged)) {
+        loop {
+            let (job, until) = {
+                let mut state = self.state();
+                let job = state.queue.front().filter(|_| !state.is_stuck()).cloned();
+                state.busy = job.is_some();
+                let Some(job) = job else { return };
+                (job, state.failing.as_ref().map(|failing| failing.until))
+            };
+            if let Some(until) = until.filter(|until| *until > Instant::now()) {
+                tokio::select! {
+                    () = tokio::time::sleep_until(until.into()) => {}
+                    () = self.hurry.notified() => {}
+                }
+                if self.state().is_stuck() {
+                    continue;
+                }
+            }
+            let Ok(permit) = permits.acquire().await else { return };
+            let started = Instant::now();
+            let sent = Box::pin(self.send(&job.staged, options)).await;
+            drop(permit);
+            self.note(&job, sent, started, options);
+            if self.is_past(job.staged.txid) {
+                done(&job.staged);
+            }
+        }
+    }
+
+    fn note(&self, job: &Job, sent: Result<Option<FileInfo>, Trouble>, started: Instant, options: &Options) {
+        let url = self.target.replica.url();
+        let mut state = self.state();
+        match sent {
+            Ok(file) => {
+                let txid = job.staged.txid;
+                if state.failing.take().is_some() {
+                    tracing::info!(%url, %txid, "uploading again");
+                }
+                state.reached = state.reached.max(Some(txid));
+                if state.queue.front().is_some_and(|front| front.staged.txid == txid) {
+                    state.queue.pop_front();
+                }
+                state.last_sync = Some((options.clock)());
+                if let Some(file) = file {
+                    tracing::debug!(key = file.key(), bytes = file.size(), "uploaded");
+                    state.uploads += 1;
+                    state.bytes += file.size();
+                    state.upload_time += started.elapsed();
+                    state.put.push(file);
+                }
+                let lag = job.since.elapsed();
+                let old = state.worst.1.is_none_or(|when| when.elapsed() > WORST_FOR);
+                if old || lag > state.worst.0 {
+                    state.worst = (lag, Some(Instant::now()));
+                }
+            }
+            Err(Trouble::Missing) => state.needs_base = true,
+            Err(Trouble::Fenced(why)) => {
+                tracing::error!(%url, why, "another writer went on: uploading has stopped");
+                state.errors += 1;
+                state.queue.clear();
+                state.failing = None;
+                state.fenced = Some(why);
+            }
+            Err(Trouble::Failed(why)) => {
+                state.errors += 1;
+                let since = state.failing.as_ref().map_or_else(Instant::now, |failing| failing.since);
+                if state.failing.as_ref().is_none_or(|failing| failing.why != why) {
+                    tracing::warn!(%url, why, "cannot upload; what is committed is kept here, and tried again");
+                }
+                let pause = (since.elapsed() / 4).clamp(PAUSE.0, PAUSE.1);
+                // Somewhat apart from others who fail with the same store.
+                let apart = 0.75 + f64::from(job.staged.checksum.0 as u16) / f64::from(u16::MAX) / 2.0;
+                state.failing = Some(Failing { since, why, until: Instant::now() + pause.mul_f64(apart) });
+            }
+        }
+    }
+
+    /// Brings one file there. Nothing, where it was there.
+    async fn send(&self, staged: &Staged, options: &Options) -> Result<Option<FileInfo>, Trouble> {
+        if self.reached().is_none() {
+            self.catch_up().await?;
+        }
+        if self.state().reached >= Some(staged.txid) {
+            return Ok(None);
+        }
+        let header = read_header(&staged.path)?;
+        let way = {
+            let state = self.state();
+            let reached = state.reached.unwrap_or_default();
+            let same = state.page_size.is_none_or(|size| size == header.page_size);
+            match () {
+                () if reached.next() == staged.txid && same => Way::Next,
+                () if staged.complete => Way::Base,
+                () => Way::Missing,
+            }
+        };
+        let file = match way {
+            Way::Missing => return Err(Trouble::Missing),
+            Way::Next => self.put_next(staged, &header, options).await?,
+            Way::Base => self.put_base(staged, &header).await?,
+        };
+        self.state().page_size = Some(header.page_size);
+        let wanted = staged.complete && std::mem::take(&mut self.state().wants_base);
+        if wanted && staged.txid > Txid::FIRST && file.level == Level::ZERO {
+            match self.put_base(staged, &header).await {
+                Ok(base) => self.state().put.push(base),
+                Err(trouble) => {
+                    self.want_base();
+                    // The file itself is there, and will be found when this is tried again.
+                    self.state().reached = Some(staged.txid.previous());
+                    return Err(trouble);
+                }
+            }
+        }
+        Ok(Some(file))
+    }
+
+    async fn put_next(&self, staged: &Staged, header: &Header, options: &Options) -> Result<FileInfo, Trouble> {
+        let next = Next {
+            txid: staged.txid,
+            body: body(&staged.path, staged.len).await?,
+            time: staged.time,
+            checksum: staged.checksum,
+            writer: header.node_id,
+            identity: &options.identity,
+        };
+        let mut proof = self.state().proof;
+        let put = fence::put(&self.target.replica, next, &mut proof, options.fence_window).await?;
+        self.state().proof = proof;
+        match put {
+            Put::Durable(file) => Ok(file),
+            Put::Fenced { txid, by } => Err(Trouble::Fenced(format!(
+                "transaction {txid} is by {by}: see that only one writes this replica, then start this one again: it will go on with a snapshot"
+            ))),
+        }
+    }
+
+    /// Puts all of the database as a snapshot that stands for everything before.
+    async fn put_base(&self, staged: &Staged, header: &Header) -> Result<FileInfo, Trouble> {
+        let replica = &self.target.replica;
+        let header = Header { min_txid: Txid::FIRST, ..*header };
+        let (from, to) = (staged.path.clone(), staged.path.with_extension(crate::stage::BASE));
+        let scratch = Scratch(to.clone());
+        let rewritten = tokio::task::spawn_blocking(move || rewrite(&from, &to, header)).await;
+        let (len, checksum) = rewritten.map_err(|error| Trouble::Failed(error.to_string()))??;
+        let name = FileName::new(Txid::FIRST, staged.txid);
+        let body = body(&scratch.0, len).await?;
+        match replica.put_file(Level::SNAPSHOT, name, body, staged.time).await {
+            Err(error) if error.kind() == Kind::Conflict => {
+                let files = replica.level(Level::SNAPSHOT, Txid::FIRST).await?;
+                let Some(file) = files.into_iter().find(|file| file.name == name) else { return Err(error.into()) };
+                let theirs = open_file(replica, &file).await?;
+                if theirs.trailer.file_checksum == checksum {
+                    return Ok(file);
+                }
+                let by = fence::who(replica, &theirs).await;
+                Err(Trouble::Fenced(format!("the snapshot of transaction {} is by {by}", staged.txid)))
+            }
+            put => {
+                tracing::info!(url = %replica.url(), txid = %staged.txid, bytes = len, "snapshot uploaded");
+                Ok(put?)
+            }
+        }
+    }
+
+    /// What is known of it.
+    pub(crate) fn status(&self, changed: Option<Instant>) -> ReplicaStatus {
+        let state = self.state();
+        let oldest = state.queue.front().map(|job| job.since).into_iter().chain(changed).min();
+        let error = state.fenced.clone().or_else(|| state.failing.as_ref().map(|failing| failing.why.clone()));
+        let fresh = state.worst.1.is_some_and(|when| when.elapsed() <= WORST_FOR);
+        ReplicaStatus {
+            url: self.target.replica.url().to_string(),
+            kind: self.target.kind,
+            txid: state.reached,
+            lag: oldest.map_or(Duration::ZERO, |oldest| oldest.elapsed()),
+            last_sync: state.last_sync,
+            waiting: state.queue.len(),
+            error,
+            fenced: state.fenced.is_some(),
+            counters: ReplicaCounters {
+                uploads: state.uploads,
+                bytes: state.bytes,
+                errors: state.errors,
+                upload_time: state.upload_time,
+                worst_lag: if fresh { state.worst.0 } else { Duration::ZERO },
+                requests: self.target.replica.stats(),
+            },
+        }
+    }
+}
+
+/// Keeping the replica small.
+impl Line {
+    /// Says that something was put, so that something will be due; `schedule` is the database's.
+    pub(crate) fn schedule(&self, schedule: &Schedule, now: Timestamp, jitter: u64) {
+        if self.due.load(Ordering::Relaxed) == NEVER {
+            let shortest = schedule.levels.iter().copied().chain([schedule.snapshots]).min().unwrap_or(Duration::MAX);
+            let wait = shortest.mul_f64(1.0 + (jitter % 256) as f64 / 1024.0).as_millis();
+            let due = i64::try_from(wait).map_or(NEVER, |wait| now.0.saturating_add(wait));
+            self.due.fetch_min(due, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether something is due.
+    pub(crate) fn is_due(&self, now: Timestamp) -> bool {
+        self.due.load(Ordering::Relaxed) <= now.0 && !self.is_fenced()
+    }
+
+    /// Does what is due; with `all`, whatever is not due as well.
+    pub(crate) async fn keep(
+        &self,
+        schedule: &Schedule,
+        clock: &super::SharedClock,
+        all: bool,
+        scratch: &Path,
+    ) -> litestream_pageindex::Result<Kept> {
+        let mut upkeep = self.upkeep.lock().await;
+        self.due.store(NEVER, Ordering::Relaxed);
+        let Some(reached) = self.reached() else { return Ok(Kept::default()) };
+        let now = clock();
+        let put = std::mem::take(&mut self.state().put);
+        let mut taken = match upkeep.take() {
+            Some(upkeep) if !all => upkeep,
+            _ => Box::new(Upkeep::alone(
+                schedule.clone(),
+                if all { Timestamp(0) } else { Timestamp(now.0 - shortest(schedule)) },
+            )),
+        };
+        for file in put {
+            taken.put(file);
+        }
+        let kept = taken.step(&self.target.replica, reached, now, scratch).await;
+        if let Some(due) = taken.due(self.reached().unwrap_or(reached)) {
+            self.due.fetch_min(due.0.max(now.0.saturating_add(1_000)), Ordering::Relaxed);
+        }
+        *upkeep = Some(taken);
+        kept
+    }
+
+    /// Forgets what files there are: a database that does not change needs no memory for them.
+    pub(crate) fn forget_files(&self) {
+        let due = self.due.load(Ordering::Relaxed) != NEVER;
+        if !due && let Ok(mut upkeep) = self.upkeep.try_lock() {
+            *upkeep = None;
+            self.state().put = Vec::new();
+        }
+    }
+}
+
+fn shortest(schedule: &Schedule) -> i64 {
+    let shortest = schedule.levels.iter().copied().min().unwrap_or_default();
+    i64::try_from(shortest.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// A file that goes with this.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn read_header(path: &Path) -> Result<Header, Trouble> {
+    let failed = |error: &dyn std::fmt::Display| Trouble::Failed(format!("cannot read {}: {error}", path.display()));
+    let mut head = [0; HEADER_LEN];
+    let read = crate::files::open_own(path).and_then(|mut file: File| file.read_exact(&mut head));
+    read.map_err(|error| failed(&error))?;
+    Header::parse(&head).map_err(|error| failed(&error))
+}
+
+async fn body(path: &Path, len: u64) -> Result<Body, Trouble> {
+    if len > IN_MEMORY {
+        return Ok(Body::File { path: path.to_owned(), len });
+    }
+    let failed = |error: std::io::Error| Trouble::Failed(format!("cannot read {}: {error}", path.display()));
+    let bytes = crate::files::read_own(path).map_err(failed)?;
+    let bytes = bytes.ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;
+    Ok(Body::Bytes(Bytes::from(bytes)))
+}
+
+/// Copies the frames of a file under another header. Tells length and checksum.
+fn rewrite(from: &Path, to: &Path, header: Header) -> Result<(u64, Checksum), Trouble> {
+    let failed = |error: &dyn std::fmt::Display| Trouble::Failed(format!("cannot make {}: {error}", to.display()));
+    let source = crate::files::open_own(from).map_err(|error| failed(&error))?;
+    let target = crate::files::create(to).map_err(|error| failed(&error))?;
+    let mut decoder = Decoder::new(BufReader::with_capacity(256 << 10, source)).map_err(|error| failed(&error))?;
+    let mut encoder =
+        Encoder::new(BufWriter::with_capacity(256 << 10, target), header).map_err(|error| failed(&error))?;
+    let mut page = vec![0; header.page_size.bytes()];
+    while let Some(frame) = decoder.next_frame(&mut page).map_err(|error| failed(&error))? {
+        encoder.frame(&frame, &page).map_err(|error| failed(&error))?;
+    }
+    let (mut writer, trailer) = encoder.finish().map_err(|error| failed(&error))?;
+    writer.flush().map_err(|error| failed(&error))?;
+    let len = writer.get_ref().metadata().map_err(|error| failed(&error))?.len();
+    Ok((len, trailer.file_checksum))
+}

@@ -1,0 +1,265 @@
+//! Noticing what happens in thousands of databases, and seeing that descriptors suffice for them.
+//!
+//! One thread goes through all of them: those that change, a hundred times a second; those that rest, as often as costs less than a three hundredth of
+//! a core; those that are parked, and whether files are still the same, once in a while. It looks at mapped memory, and asks the system next to
+//! nothing. Whatever it notices it leaves to the database's driver.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use super::Shared;
+use super::database::Database;
+use crate::{Seen, Watch};
+
+/// How often those are looked at that change.
+const HOT: Duration = Duration::from_millis(10);
+/// How often those are looked at that rest, at least and at most; and how much longer than that takes is waited.
+const COLD: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+const THRIFT: u32 = 300;
+/// How often those are looked at that are parked.
+const PARKED: Duration = Duration::from_secs(1);
+/// In how many of these rounds it is looked once whether the files are still the same.
+const ROUNDS: usize = 30;
+
+/// All databases that are held or parked.
+#[derive(Debug, Default)]
+pub(crate) struct Sweep {
+    slots: Mutex<Slots>,
+    hurry: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    all: Vec<Option<Slot>>,
+    free: Vec<usize>,
+    /// Those that change.
+    hot: Vec<usize>,
+    /// Where to go on looking at files.
+    round: usize,
+}
+
+#[derive(Debug)]
+struct Slot {
+    database: Weak<Database>,
+    /// Nothing where it is parked.
+    watch: Option<(Watch, Seen)>,
+    hot: bool,
+    /// Whether a change has been noticed, so that it need not be looked for.
+    noticed: bool,
+    /// Whether somebody was checkpointing when it was looked last.
+    waiting: bool,
+    since: Instant,
+}
+
+/// A database's place. It is given back when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    shared: Weak<Shared>,
+    number: usize,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let mut slots = shared.sweep.slots();
+        slots.all[self.number] = None;
+        slots.hot.retain(|number| *number != self.number);
+        slots.free.push(self.number);
+    }
+}
+
+impl Place {
+    pub(crate) fn new(shared: &Arc<Shared>, database: &Arc<Database>) -> Self {
+        let slot = Slot {
+            database: Arc::downgrade(database),
+            watch: None,
+            hot: false,
+            noticed: true,
+            waiting: false,
+            since: Instant::now(),
+        };
+        let mut slots = shared.sweep.slots();
+        let number = match slots.free.pop() {
+            Some(number) => number,
+            None => {
+                slots.all.push(None);
+                slots.all.len() - 1
+            }
+        };
+        slots.all[number] = Some(slot);
+        Self { shared: Arc::downgrade(shared), number }
+    }
+
+    fn with(&self, change: impl FnOnce(&mut Slot)) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let mut slots = shared.sweep.slots();
+        let Some(slot) = slots.all[self.number].as_mut() else { return };
+        let before = slot.hot;
+        change(slot);
+        let after = slot.hot;
+        match (before, after) {
+            (false, true) => {
+                slots.hot.push(self.number);
+                shared.sweep.hurry.notify_one();
+            }
+            (true, false) => slots.hot.retain(|number| *number != self.number),
+            _ => {}
+        }
+    }
+
+    /// It changes: this is what was captured of it.
+    pub(crate) fn hot(&self, watch: Option<Watch>, seen: Seen) {
+        self.with(|slot| {
+            let watch = watch.or_else(|| slot.watch.take().map(|(watch, _)| watch));
+            slot.watch = watch.map(|watch| (watch, seen));
+            (slot.hot, slot.noticed) = (true, false);
+            slot.since = Instant::now();
+        });
+    }
+
+    /// It rests.
+    pub(crate) fn cold(&self, watch: Watch, seen: Seen) {
+        self.with(|slot| {
+            slot.watch = Some((watch, seen));
+            (slot.hot, slot.noticed) = (false, false);
+        });
+    }
+
+    /// It is parked.
+    pub(crate) fn parked(&self) {
+        self.with(|slot| {
+            slot.watch = None;
+            (slot.hot, slot.noticed) = (false, false);
+        });
+    }
+
+    /// Nobody need look at it.
+    pub(crate) fn blind(&self) {
+        self.with(|slot| {
+            slot.watch = None;
+            (slot.hot, slot.noticed) = (false, true);
+        });
+    }
+}
+
+impl Sweep {
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the thread soon after the daemon.
+    pub(crate) fn end(&self) {
+        self.hurry.notify_all();
+    }
+}
+
+/// What was noticed of a database.
+enum Notice {
+    Changed,
+    /// A checkpoint waits for our hold.
+    Waiting,
+}
+
+/// Looks at all databases until nobody has the daemon any more.
+pub(crate) fn run(shared: &Weak<Shared>) {
+    let (mut cold, mut parked) = (Instant::now(), Instant::now());
+    loop {
+        let Some(shared) = shared.upgrade() else { return };
+        let now = Instant::now();
+        let mut noticed = Vec::new();
+        let mut slots = shared.sweep.slots();
+        slots.look_hot(&mut noticed);
+        if now >= cold {
+            slots.look_cold(&mut noticed);
+            cold = now + (now.elapsed() * THRIFT).clamp(COLD.0, COLD.1);
+        }
+        let mut odd = Vec::new();
+        if now >= parked {
+            odd = slots.odd();
+            parked = now + PARKED;
+        }
+        drop(slots);
+        for (database, notice) in noticed {
+            database.notice(&shared, matches!(notice, Notice::Waiting));
+        }
+        for database in odd {
+            if database.is_odd() {
+                database.notice(&shared, false);
+            }
+        }
+        make_room(&shared);
+        let slots = shared.sweep.slots();
+        let next = if slots.hot.is_empty() { cold.min(parked) } else { now + HOT };
+        let pause = next.saturating_duration_since(Instant::now());
+        // Whoever begins to change, or the end of the daemon, ends the pause.
+        drop(shared.sweep.hurry.wait_timeout(slots, pause.max(Duration::from_millis(1))));
+    }
+}
+
+impl Slots {
+    fn look_hot(&mut self, noticed: &mut Vec<(Arc<Database>, Notice)>) {
+        for number in &self.hot {
+            let Some(slot) = self.all[*number].as_mut() else { continue };
+            if let Some(notice) = slot.look() {
+                noticed.extend(slot.database.upgrade().map(|database| (database, notice)));
+            }
+        }
+    }
+
+    fn look_cold(&mut self, noticed: &mut Vec<(Arc<Database>, Notice)>) {
+        for slot in self.all.iter_mut().flatten().filter(|slot| !slot.hot) {
+            if let Some((watch, seen)) = &slot.watch
+                && !slot.noticed
+                && watch.changed(seen)
+            {
+                slot.noticed = true;
+                noticed.extend(slot.database.upgrade().map(|database| (database, Notice::Changed)));
+            }
+        }
+    }
+
+    /// The databases whose files are to be looked at: all that are parked, and some that rest.
+    fn odd(&mut self) -> Vec<Arc<Database>> {
+        let share = self.all.len().div_ceil(ROUNDS);
+        let from = self.round % self.all.len().max(1);
+        self.round = from + share;
+        let due = |number: usize| (from..from + share).contains(&number);
+        let slots = self.all.iter().enumerate().filter_map(|(number, slot)| Some((number, slot.as_ref()?)));
+        let odd = slots.filter(|(number, slot)| !slot.hot && !slot.noticed && (slot.watch.is_none() || due(*number)));
+        odd.filter_map(|(_, slot)| slot.database.upgrade()).collect()
+    }
+
+    /// Those that rest, the longest first.
+    fn resting(&self, count: usize) -> Vec<Arc<Database>> {
+        let mut resting: Vec<_> = self.all.iter().flatten().filter(|slot| !slot.hot && slot.watch.is_some()).collect();
+        resting.sort_by_key(|slot| slot.since);
+        resting.into_iter().take(count).filter_map(|slot| slot.database.upgrade()).collect()
+    }
+}
+
+impl Slot {
+    fn look(&mut self) -> Option<Notice> {
+        let (watch, seen) = self.watch.as_ref()?;
+        if !self.noticed && watch.changed(seen) {
+            self.noticed = true;
+            return Some(Notice::Changed);
+        }
+        // One that only copies what it can is over in a moment.
+        let before = std::mem::replace(&mut self.waiting, watch.checkpointer_waiting());
+        (before && self.waiting).then_some(Notice::Waiting)
+    }
+}
+
+/// Parks those that have rested longest, where descriptors run short.
+fn make_room(shared: &Arc<Shared>) {
+    let (few, enough) = shared.room;
+    let room = shared.descriptors.available_permits();
+    if room >= few {
+        return;
+    }
+    let count = (enough - room).div_ceil(super::database::RESTING as usize);
+    let resting = shared.sweep.slots().resting(count);
+    for database in resting {
+        database.park();
+    }
+}

@@ -1,0 +1,83 @@
+//! What a daemon survives: a store that is down, a database that goes and comes, a disk that is full, a second writer's silence.
+
+use std::time::Duration;
+
+use litestream_fixtures::s3::Down;
+use litestream_replicate::daemon::{ControlError, Daemon, Phase};
+
+use crate::site::{Site, insert, options, status, synced, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_down_is_not_pressed_and_gets_everything_afterwards() {
+    let site = Site::new();
+    let database = site.database("a.db");
+    let spec = site.spec("a.db", &["a"]).await;
+    let path = spec.path().clone();
+    let daemon = Daemon::new(options());
+    daemon.register(spec);
+    insert(&database, 5);
+    synced(&daemon, &path).await;
+    for down in [Down::Refuse, Down::Silent] {
+        site.server.set_down(Some(down)).unwrap();
+        insert(&database, 5);
+        until("it is said", || status(&daemon, &path).replicas[0].error.is_some()).await;
+        let refused = daemon.sync(&path, true, Duration::from_millis(100)).await.unwrap_err();
+        assert!(
+            matches!(&refused, ControlError::Timeout { why, .. } if why.contains("holds transactions up to")),
+            "{refused}"
+        );
+        assert!(status(&daemon, &path).lag() > Duration::ZERO);
+        site.server.set_down(None).unwrap();
+        synced(&daemon, &path).await;
+        assert_eq!(status(&daemon, &path).replicas[0].error, None);
+        site.check("a.db", "a").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_not_there_yet_is_waited_for() {
+    let site = Site::new();
+    let spec = site.spec("a.db", &["a"]).await;
+    let path = spec.path().clone();
+    let daemon = Daemon::new(options());
+    daemon.register(spec);
+    until("it waits", || status(&daemon, &path).phase == Phase::Waiting).await;
+    assert!(status(&daemon, &path).error.unwrap().contains("no such file"));
+    let database = rusqlite::Connection::open(&path).unwrap();
+    database.execute_batch("CREATE TABLE t (id INTEGER PRIMARY KEY, body BLOB)").unwrap();
+    until("it says what is wrong", || {
+        status(&daemon, &path).error.is_some_and(|error| error.contains("not in WAL mode"))
+    })
+    .await;
+    database.execute_batch("PRAGMA journal_mode=WAL").unwrap();
+    insert(&database, 5);
+    synced(&daemon, &path).await;
+    site.check("a.db", "a").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_was_replaced_is_taken_up_anew() {
+    let site = Site::new();
+    let database = site.database("a.db");
+    insert(&database, 50);
+    let spec = site.spec("a.db", &["a"]).await;
+    let path = spec.path().clone();
+    let daemon = Daemon::new(options());
+    daemon.register(spec);
+    synced(&daemon, &path).await;
+    drop(database);
+    let other = site.database("b.db");
+    insert(&other, 7);
+    other.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    drop(other);
+    for suffix in ["-wal", "-shm"] {
+        let _ = std::fs::remove_file(site.path(&format!("a.db{suffix}")));
+    }
+    std::fs::rename(site.path("b.db"), &path).unwrap();
+    let database = site.database("a.db");
+    insert(&database, 1);
+    let snapshots = status(&daemon, &path).counters.snapshots;
+    until("it is noticed", || status(&daemon, &path).counters.snapshots > snapshots).await;
+    synced(&daemon, &path).await;
+    site.check("a.db", "a").await;
+}
