@@ -130,6 +130,17 @@ impl Error {
         }
     }
 
+    /// Whether a file of ours holds something else than what was written.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Ltx { source: ltx::Error::Io(source), .. } | Self::Io { source, .. } => {
+                source.kind() == io::ErrorKind::UnexpectedEof
+            }
+            Self::Ltx { .. } => true,
+            _ => false,
+        }
+    }
+
     /// Whether what was held of the database is nobody's any more, so that it must be started anew.
     #[must_use]
     pub const fn is_final(&self) -> bool {

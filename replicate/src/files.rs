@@ -8,7 +8,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -202,9 +202,14 @@ pub(crate) fn create(path: &Path) -> io::Result<File> {
 /// Creates a file of ours that nobody else finds, and that is gone when it is closed.
 pub(crate) fn create_nameless(folder: &Path) -> io::Result<File> {
     let path = folder.join("copy.tmp");
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(OURS_ALONE).open(&path)?;
     fs::remove_file(&path)?;
     Ok(file)
+}
+
+/// Makes a folder of ours, and those above it.
+pub(crate) fn create_folder(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 /// Opens a file of ours.

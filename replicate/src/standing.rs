@@ -28,7 +28,16 @@ impl Standing {
         }
         let mut staged = BTreeMap::new();
         for txid in stage.txids()? {
-            staged.insert(txid, stage.read(txid)?);
+            match stage.read(txid) {
+                Ok(found) => {
+                    staged.insert(txid, found);
+                }
+                Err(error) if error.is_damage() => {
+                    tracing::warn!(%error, "a file that waits to be uploaded is damaged; taken for gone");
+                    stage.delete(|damaged| damaged == txid)?;
+                }
+                Err(error) => return Err(error),
+            }
         }
         let newest = newest.unwrap_or(Newest { txid: Txid::ZERO, checksum: None, time: None });
         let ours = match (state, staged.last_key_value()) {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use litestream_replicate::{Capture, Error};
@@ -238,11 +239,13 @@ fn an_application_that_is_stopped_and_killed() {
                 let files = world.replica.files;
                 // Nothing can come while it stands still over a lock.
                 wait_for("something to capture", || {
+                    world.time.fetch_add(200, Ordering::Relaxed);
                     let staged = if random.u8(0..9) == 0 { capture.checkpoint_if_due() } else { capture.pass() };
                     world.replica.take(staged.unwrap());
                     world.replica.files > files
                 });
             }
+            world.time.fetch_add(1_000, Ordering::Relaxed);
             application.pause();
             // It may have stopped while it publishes a transaction: then nobody can read.
             match capture.pass() {
@@ -256,7 +259,11 @@ fn an_application_that_is_stopped_and_killed() {
             application.signal(Signal::CONT);
         }
         application.kill();
-        world.pass(&mut capture, &database);
+        // Whatever it left in the log stands still.
+        for _ in 0..5 {
+            world.time.fetch_add(1_000, Ordering::Relaxed);
+            world.pass(&mut capture, &database);
+        }
     }
     assert_eq!(capture.snapshots(), 1);
 }

@@ -44,6 +44,8 @@ fn soak(seed: u64, seconds: u64, large: u64) {
         let mut capture = start(&mut world);
         let check = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             while Instant::now() < deadline {
+                // The files are looked at as well.
+                world.time.fetch_add(random.i64(0..400), Ordering::Relaxed);
                 match random.u32(0..100) {
                     0..3 => {
                         world.replica.take(capture.stop().unwrap());

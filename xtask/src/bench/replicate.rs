@@ -88,7 +88,10 @@ fn configuration(server: &S3Server, databases: &[PathBuf], subject: &str) -> Str
     for database in databases {
         let name = database.file_name().unwrap_or_default().to_string_lossy();
         let (path, endpoint) = (database.display(), server.endpoint());
-        let _ = writeln!(text, "  - path: {path}\n    replica:\n      type: s3\n      bucket: {BUCKET}\n      path: {subject}/{name}\n      endpoint: {endpoint}\n      force-path-style: true");
+        let _ = writeln!(
+            text,
+            "  - path: {path}\n    replica:\n      type: s3\n      bucket: {BUCKET}\n      path: {subject}/{name}\n      endpoint: {endpoint}\n      force-path-style: true"
+        );
     }
     text
 }
@@ -111,7 +114,8 @@ impl Usage {
         let fields: Vec<&str> = fields.split_whitespace().collect();
         let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
         let status = fs::read_to_string(folder.join("status"))?;
-        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<u64>().ok());
+        let kib =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<u64>().ok());
         Ok(Self {
             cpu: Duration::from_millis(1_000 / TICKS * (ticks(11) + ticks(12))),
             resident: kib.unwrap_or(0) * 1_024,

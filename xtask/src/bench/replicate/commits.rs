@@ -140,7 +140,12 @@ fn lag(report: &mut Report, subject: &Subject, rate: u32) -> Result<f64> {
         while lags.len() < reached.min(committed.len()) {
             lags.push(committed[lags.len()].elapsed());
         }
-        ensure!(begun.elapsed() < deadline + Duration::from_secs(20), "{}: {} of {count} commits are durable", subject.name(), lags.len());
+        ensure!(
+            begun.elapsed() < deadline + Duration::from_secs(20),
+            "{}: {} of {count} commits are durable",
+            subject.name(),
+            lags.len()
+        );
         std::thread::yield_now();
     }
     drop(process);
@@ -174,7 +179,9 @@ struct Seen<'a> {
 impl Seen<'_> {
     /// The number that the newest transaction has written.
     fn look(&mut self) -> Result<u64> {
-        while let Some(object) = self.server.object(BUCKET, &format!("{}/{:016x}-{:016x}.ltx", self.prefix, self.next, self.next)) {
+        while let Some(object) =
+            self.server.object(BUCKET, &format!("{}/{:016x}-{:016x}.ltx", self.prefix, self.next, self.next))
+        {
             let mut decoder = Decoder::new(object.as_ref())?;
             let mut page = vec![0; decoder.header().page_size.bytes()];
             if decoder.next_page(&mut page)?.is_some_and(|pgno| pgno.get() == 1) {

@@ -74,7 +74,13 @@ fn databases(folder: &Path, count: usize) -> Result<Vec<PathBuf>> {
 }
 
 /// Has a subject replicate the databases, starts it again, and watches it while nothing happens, and while a little does.
-fn watch(report: &mut Report, subject: &Subject, databases: &[PathBuf], folder: &Path, window: Duration) -> Result<Seen> {
+fn watch(
+    report: &mut Report,
+    subject: &Subject,
+    databases: &[PathBuf],
+    folder: &Path,
+    window: Duration,
+) -> Result<Seen> {
     let server = server()?;
     let count = databases.len();
     let name = |what: &str| format!("{}: {count} databases, {what}", subject.name());
@@ -118,7 +124,13 @@ fn watch(report: &mut Report, subject: &Subject, databases: &[PathBuf], folder: 
     let cpu = after.cpu.saturating_sub(before.cpu);
     report.measured(Measurement {
         bench: "replicate",
-        subject: format!("{} ({} s, {:.2} % of a core, {} descriptors)", name("idle"), window.as_secs(), 100.0 * ratio(cpu, window), after.descriptors),
+        subject: format!(
+            "{} ({} s, {:.2} % of a core, {} descriptors)",
+            name("idle"),
+            window.as_secs(),
+            100.0 * ratio(cpu, window),
+            after.descriptors
+        ),
         seconds: Some(cpu.as_secs_f64()),
         writes: Some(requests),
         peak_memory: Some(after.resident),
@@ -147,7 +159,13 @@ fn idle_for(process: &mut Process, time: Duration) -> Result<()> {
 }
 
 /// A hundred databases, each written to once a second.
-fn active(report: &mut Report, subject: &Subject, server: &S3Server, process: &Process, databases: &[PathBuf]) -> Result<()> {
+fn active(
+    report: &mut Report,
+    subject: &Subject,
+    server: &S3Server,
+    process: &Process,
+    databases: &[PathBuf],
+) -> Result<()> {
     let mut open = Vec::new();
     for path in databases.iter().take(ACTIVE) {
         let database = Connection::open(path)?;
@@ -160,7 +178,8 @@ fn active(report: &mut Report, subject: &Subject, server: &S3Server, process: &P
         let begun = Instant::now();
         for round in 0..rounds {
             for number in 0..open.len() {
-                let due = Duration::from_secs(u64::from(round)) + Duration::from_secs(1) * number as u32 / ACTIVE as u32;
+                let due =
+                    Duration::from_secs(u64::from(round)) + Duration::from_secs(1) * number as u32 / ACTIVE as u32;
                 wait_until("the next commit", DEADLINE, || Ok((begun.elapsed() >= due).then_some(())))?;
                 write(number)?;
             }
@@ -176,7 +195,14 @@ fn active(report: &mut Report, subject: &Subject, server: &S3Server, process: &P
     let cpu = after.cpu.saturating_sub(before.cpu);
     report.measured(Measurement {
         bench: "replicate",
-        subject: format!("{}: {} databases, {ACTIVE} active ({:.0} s, {:.1} % of a core, {} descriptors)", subject.name(), databases.len(), time.as_secs_f64(), 100.0 * ratio(cpu, time), after.descriptors),
+        subject: format!(
+            "{}: {} databases, {ACTIVE} active ({:.0} s, {:.1} % of a core, {} descriptors)",
+            subject.name(),
+            databases.len(),
+            time.as_secs_f64(),
+            100.0 * ratio(cpu, time),
+            after.descriptors
+        ),
         seconds: Some(cpu.as_secs_f64()),
         writes: Some(requests),
         peak_memory: Some(after.resident),
