@@ -274,6 +274,11 @@ impl Line {
         self.state().fenced.is_some()
     }
 
+    /// Whether it is to be gone on with although another writer has been there.
+    pub(crate) fn wants_anew(&self) -> bool {
+        self.target.auto_recover && self.is_fenced()
+    }
+
     pub(crate) fn needs_base(&self) -> bool {
         self.state().needs_base
     }

@@ -103,8 +103,8 @@ async fn serve(common: &Common, args: &ReplicateArgs, plan: Plan, screen: &Scree
         Ok(ExitCode::SUCCESS)
     };
     beside.shutdown().await;
-    doors.close().await;
     let up_to_date = shut_down(&running, &mut signals).await;
+    doors.close().await;
     drop(table);
     match outcome {
         Ok(code) if code != ExitCode::SUCCESS => Ok(code),

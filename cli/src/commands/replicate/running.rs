@@ -283,8 +283,8 @@ dbs:
         assert_eq!(spec.schedule, Some(expected));
     }
 
-    #[test]
-    fn what_is_registered_later_is_configured_or_has_a_url() {
+    #[tokio::test]
+    async fn what_is_registered_later_is_configured_or_has_a_url() {
         let running = running(CONFIG);
         let at = |path: &str, url| running.database_at(Path::new(path), url);
         assert_eq!(at("/data/a.db", None).unwrap().replicas.len(), 2);
