@@ -33,7 +33,9 @@ pub(crate) const RESTING: u32 = 2;
 /// A database.
 #[derive(Debug)]
 pub(crate) struct Database {
+    /// Without the replicas.
     pub(crate) spec: Spec,
+    sync_interval: Duration,
     pub(crate) lines: Vec<Arc<Line>>,
     face: Mutex<Face>,
     /// Wakes the driver.
@@ -122,8 +124,10 @@ enum NotTaken {
 }
 
 impl Database {
-    pub(crate) fn new(spec: Spec) -> Self {
-        let lines = spec.replicas.iter().map(|target| Arc::new(Line::new(target.clone()))).collect();
+    pub(crate) fn new(mut spec: Spec) -> Self {
+        let sync_interval = spec.sync_interval();
+        let lines = std::mem::take(&mut spec.replicas).into_iter().map(|target| Arc::new(Line::new(target))).collect();
+        spec.settings.shrink();
         let face = Face {
             phase: Phase::Starting,
             driven: false,
@@ -151,6 +155,7 @@ impl Database {
         };
         Self {
             spec,
+            sync_interval,
             lines,
             face: Mutex::new(face),
             wake: Notify::new(),
@@ -202,6 +207,12 @@ impl Database {
         self.lines.iter().any(|line| line.is_due(now))
             && !self.face().stopped
             && !self.keeping.swap(true, Ordering::SeqCst)
+    }
+
+    /// When something is to be compacted, or it is to be drilled.
+    pub(crate) fn due(&self) -> i64 {
+        let due = self.lines.iter().map(|line| line.due()).min().unwrap_or(i64::MAX);
+        due.min(self.drill_due.load(Ordering::Relaxed))
     }
 
     pub(crate) fn end_upkeep(&self) {
@@ -303,7 +314,9 @@ impl Database {
         if let Some(schedule) = &self.spec.schedule {
             let now = (shared.options.clock)();
             for line in &self.lines {
-                line.schedule(schedule, now, staged.checksum.0);
+                if let Some(due) = line.schedule(schedule, now, staged.checksum.0) {
+                    shared.due(due);
+                }
             }
         }
         self.progress.notify_waiters();
@@ -519,6 +532,7 @@ impl Database {
             }
             match Box::pin(line.keep(schedule, &shared.options.clock, all, &self.folder())).await {
                 Ok(kept) => {
+                    shared.due(line.due());
                     let mut face = self.face();
                     face.counters.compacted += kept.made as u64;
                     face.counters.l0_deleted += kept.deleted as u64;
@@ -526,8 +540,15 @@ impl Database {
                 Err(error) => {
                     let url = line.target.replica.url();
                     tracing::warn!(%url, %error, "cannot compact; trying again later");
+                    shared.due(line.due());
                     failed.push(format!("{url}: {error}"));
                 }
+            }
+        }
+        // One that rests has no need to know what files it has.
+        if self.face().phase == Phase::Idle {
+            for line in &self.lines {
+                line.forget_files();
             }
         }
         if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
@@ -769,7 +790,7 @@ impl Driver {
     /// How long to wait between two passes: longer, where uploads do not keep up.
     fn pace(&self) -> Duration {
         let backlog = self.database.lines.iter().filter(|line| !line.is_fenced()).map(|line| line.waiting()).min();
-        let interval = self.database.spec.sync_interval();
+        let interval = self.database.sync_interval;
         match backlog.unwrap_or(0) {
             0 | 1 => interval,
             more => {

@@ -64,7 +64,7 @@ async fn serve(common: &Common, args: &ReplicateArgs, plan: Plan, screen: &Scree
     raise_descriptors();
     let (databases, mut problems) = plan.databases();
     let Plan { config, origin } = plan;
-    let running = Arc::new(Running::new(config, place::policy(common)));
+    let running = Arc::new(Running::new(config, &place::policy(common)));
     // Nothing has begun yet that would have to be ended well.
     let specs = tokio::select! {
         specs = specs(&running, databases, &mut problems) => specs,
