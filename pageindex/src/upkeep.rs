@@ -9,7 +9,7 @@ use std::time::Duration;
 use litestream_storage::{FileInfo, Level, Replica};
 use ltx::{Timestamp, Txid};
 
-use crate::compact::{MergeOptions, compact_into, snapshot};
+use crate::compact::{MergeOptions, compact_into, next_inputs, snapshot};
 use crate::retention::{RetentionPolicy, expired};
 use crate::{Listing, MAX_REPLANS, Result};
 
@@ -134,6 +134,9 @@ impl Upkeep {
             due.sort_unstable();
         }
         for level in due {
+            if is_alone(&listing, level) {
+                continue;
+            }
             for attempt in 0.. {
                 let options = MergeOptions::default();
                 let made = match level {
@@ -207,6 +210,11 @@ impl Upkeep {
         // Where something else keeps it, it is looked again with whatever is due next.
         (self.schedule.deletes && first > now.0).then_some(Timestamp(first))
     }
+}
+
+/// Whether all that a level would be made of is one file that holds the whole database: merged with nothing it would be that file once more.
+fn is_alone(listing: &Listing, level: Level) -> bool {
+    level != Level::SNAPSHOT && matches!(next_inputs(listing, level).as_slice(), [file] if file.name.is_snapshot())
 }
 
 /// `None` where that is never.

@@ -14,9 +14,11 @@ use ltx::{Checksum, Commit, Header, PageSize, Pgno, Timestamp, Txid};
 
 use crate::build::{self, Segment};
 use crate::checkpoint::Upkeep;
-use crate::files::{self, Identity, Locks};
+use crate::files::{self, Identity, Locks, Reign, Stamp};
+use crate::large::Image;
 use crate::outside::{self, Outside};
 use crate::stage::{Stage, Staged};
+use crate::standing::Standing;
 use crate::state::State;
 use crate::sys::Attached;
 use crate::wal::{Backfill, INDEX_WORDS, Index, Log, Place, Salts, Unproven, Unsettled};
@@ -56,6 +58,9 @@ pub struct Settings {
     pub alone_in_process: bool,
     /// Whether a database is captured on whatever file system it lies, even one that is known to have no memory or locks to share. Default: no.
     pub any_file_system: bool,
+    /// From which size of the database on, in bytes, the log may begin anew while a snapshot is made, for which there must be room for a copy of
+    /// the database beside what is captured; 0 for never. Default: 256 MiB.
+    pub large: u64,
     /// How long to wait for a lock. Default: 500 ms.
     pub patience: Duration,
 }
@@ -75,6 +80,7 @@ impl Settings {
             truncate_when_alone: true,
             alone_in_process: false,
             any_file_system: false,
+            large: 256 << 20,
             patience: Duration::from_millis(500),
         }
     }
@@ -123,6 +129,8 @@ pub struct Capture {
     pub(crate) locks: Locks,
     /// The same for the database file.
     database: Locks,
+    /// What keeps other replicators out.
+    reign: Option<Reign>,
     /// The database, its log and its index, as they were found, and when they were last looked at.
     pub(crate) files: Vec<(PathBuf, Option<Identity>)>,
     checked: Timestamp,
@@ -132,19 +140,25 @@ pub struct Capture {
     pub(crate) settings: Settings,
     pub(crate) path: PathBuf,
     pub(crate) clock: Clock,
-    stage: Stage,
-    state_path: PathBuf,
+    pub(crate) stage: Stage,
+    pub(crate) state_path: PathBuf,
     pub(crate) page_size: PageSize,
     node_id: u64,
     /// What the last file holds, as it is known to whoever comes after us.
-    state: Option<State>,
+    pub(crate) state: Option<State>,
     /// TXID and time that the next file must exceed.
-    last: (Txid, Timestamp),
+    pub(crate) last: (Txid, Timestamp),
     /// Up to where all is captured.
-    position: Position,
+    pub(crate) position: Position,
     /// What the index said when all was captured.
-    captured: Option<Index>,
-    ready: Vec<Staged>,
+    pub(crate) captured: Option<Index>,
+    pub(crate) ready: Vec<Staged>,
+    /// Why there must be a snapshot before anything else is captured.
+    pub(crate) owed: Option<String>,
+    /// The copy that a snapshot is made from, while it is being made.
+    pub(crate) image: Option<Image>,
+    /// What was captured behind a snapshot that is not complete yet.
+    pub(crate) behind: Option<Vec<Staged>>,
     snapshots: u32,
     /// Whether somebody's checkpoint was waiting at the last pass.
     waiting: bool,
@@ -163,12 +177,12 @@ pub(crate) struct Hold {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Position {
-    salts: Salts,
-    place: Place,
-    commit: u32,
+pub(crate) struct Position {
+    pub(crate) salts: Salts,
+    pub(crate) place: Place,
+    pub(crate) commit: u32,
     /// The count of transactions there; not known where it was inherited.
-    change: Option<u32>,
+    pub(crate) change: Option<u32>,
 }
 
 /// What the index says, and how much of it is in the file.
@@ -226,8 +240,18 @@ impl Capture {
         let given = &settings.database;
         let path = given.canonicalize().map_err(Error::io("find", given))?;
         place::check(&path, settings.any_file_system)?;
-        // These are closed after the connections, whatever happens.
-        let database = Locks::open(&path).map_err(Error::io("open", &path))?;
+        let open = |path: &Path| {
+            let locks = Locks::open(path)?;
+            if settings.alone_in_process {
+                locks.0.may_close();
+            }
+            Ok(locks)
+        };
+        // These are closed after the connections, whatever happens. An index that is there already may be another capture's, which must not
+        // close it while we begin.
+        let database = open(&path).map_err(Error::io("open", &path))?;
+        let index_path = beside(&path, "-shm");
+        let _index = open(&index_path).ok();
         let locks;
         let first = Attached::open(&path, settings.patience)?;
         let page_size = wal_mode(&first, &path)?;
@@ -241,12 +265,8 @@ impl Capture {
         let second = Attached::open(&path, settings.patience)?;
         let log_path = beside(&path, "-wal");
         let log = files::open_log(&log_path).map_err(Error::io("open", &log_path))?;
-        let index_path = beside(&path, "-shm");
-        locks = Locks::open(&index_path).map_err(Error::io("open", &index_path))?;
-        if settings.alone_in_process {
-            database.0.may_close();
-            locks.0.may_close();
-        }
+        locks = open(&index_path).map_err(Error::io("open", &index_path))?;
+        let Some(reign) = Reign::begin(&locks) else { return Err(Error::Replicated(path)) };
         let mut files = Vec::new();
         for path in [&path, &log_path, &index_path] {
             files.push((path.clone(), Identity::at(path).map_err(Error::io("look at", path))?));
@@ -271,6 +291,7 @@ impl Capture {
             log,
             locks,
             database,
+            reign: Some(reign),
             files,
             checked: clock(),
             outside: Outside::default(),
@@ -285,6 +306,9 @@ impl Capture {
             position,
             captured: None,
             ready: Vec::new(),
+            owed: None,
+            image: None,
+            behind: None,
             snapshots: 0,
             waiting: false,
             upkeep: Upkeep::new(&now, clock()),
@@ -293,7 +317,7 @@ impl Capture {
         };
         if doubt.is_none() {
             doubt = capture.doubt(&now.index)?;
-            if doubt.is_some() && capture.is_as_parked(parked)? {
+            if doubt.is_some() && (capture.is_as_parked(parked)? || capture.is_as_remembered()?) {
                 // From the beginning of the log, whatever log it is.
                 let place = Place { frame: 0, sum: now.index.sum };
                 capture.position = Position { salts: Salts::default(), place, ..capture.position };
@@ -332,6 +356,13 @@ impl Capture {
     pub fn stop(mut self) -> Result<Vec<Staged>> {
         let now = self.look()?;
         self.capture(&now)?;
+        if self.owed.is_some() {
+            self.snapshot_held(&now)?;
+        }
+        // Our hold keeps the file as it is, where all of the log is in it.
+        if let Some(state) = self.state.filter(|_| now.is_full()) {
+            state.remember(&self.path, &self.state_path)?;
+        }
         Ok(std::mem::take(&mut self.ready))
     }
 
@@ -375,6 +406,12 @@ impl Capture {
 
     /// Captures and renews where there is a reason to.
     pub(crate) fn catch_up(&mut self) -> Result<()> {
+        self.look_after()?;
+        self.pay()
+    }
+
+    /// The same, but for a snapshot of a large database, in the middle of which this is called.
+    pub(crate) fn look_after(&mut self) -> Result<()> {
         let now = match self.look() {
             Ok(now) => now,
             // Its writer may have died over it: whoever begins to read repairs it.
@@ -447,13 +484,20 @@ impl Capture {
 
     /// Captures everything up to what the index said. It must have been read after the hold began.
     pub(crate) fn capture(&mut self, now: &Look) -> Result<()> {
-        if self.captured == Some(now.index) {
+        // What comes now will be in the snapshot that is owed.
+        if self.captured == Some(now.index) || self.owed.is_some() && self.image.is_none() {
             return Ok(());
         }
         if let Some(why) = self.follow(&now.index)? {
             tracing::error!(path = %self.path.display(), "cannot follow the database's WAL: {why}; new snapshot");
             self.snapshots += 1;
-            self.snapshot(now)?;
+            self.image = None;
+            if self.is_large(now) {
+                // That is not done in the middle of a renewal.
+                (self.owed, self.captured) = (Some(why), None);
+                return Ok(());
+            }
+            self.snapshot_held(now)?;
         }
         self.captured = Some(now.index);
         Ok(())
@@ -519,6 +563,7 @@ impl Capture {
         segment: &Segment,
         pages: &BTreeMap<Pgno, Option<crate::wal::FrameRef>>,
     ) -> Result<()> {
+        self.copy_segment(log, pages)?;
         let frames = u64::from(segment.end.frame - segment.first) + 1;
         let header = Header {
             wal_offset: log.header.offset(segment.first),
@@ -528,6 +573,10 @@ impl Capture {
         };
         let position =
             Position { salts: to.salts, place: segment.end, commit: segment.commit, change: self.position.change };
+        if self.owed.is_some() {
+            self.position = position;
+            return Ok(());
+        }
         self.write(header, position, |capture, page| {
             let mut buffer = Vec::new();
             for (pgno, place) in pages {
@@ -538,8 +587,13 @@ impl Capture {
         })
     }
 
-    /// Captures the whole database as it was at what the index said.
+    /// Captures the whole database, as it was at what the index said or later.
     pub(crate) fn snapshot(&mut self, now: &Look) -> Result<()> {
+        if self.is_large(now) { self.snapshot_large(now) } else { self.snapshot_held(now) }
+    }
+
+    /// Captures the whole database as it was at what the index said, under one hold.
+    pub(crate) fn snapshot_held(&mut self, now: &Look) -> Result<()> {
         let to = &now.index;
         let file = self.log.try_clone().map_err(Error::io("read the WAL of", &self.path))?;
         let whole = self.whole(now, &file)?;
@@ -552,11 +606,11 @@ impl Capture {
         let place = Place { frame: to.frames, sum: to.sum };
         let position = Position { salts: to.salts, place, commit: whole.pages, change: Some(to.change) };
         self.write(header, position, |capture, page| whole.each(capture, page))?;
-        self.captured = Some(now.index);
+        (self.captured, self.owed) = (Some(now.index), None);
         Ok(())
     }
 
-    fn next_header(&mut self, commit: u32) -> Header {
+    pub(crate) fn next_header(&mut self, commit: u32) -> Header {
         let (txid, before) = self.last;
         let time = Timestamp((self.clock)().0.max(before.0.saturating_add(1)));
         let txid = txid.next();
@@ -571,7 +625,20 @@ impl Capture {
         pages: impl FnOnce(&Self, &mut dyn FnMut(Pgno, &[u8]) -> Result<()>) -> Result<()>,
     ) -> Result<()> {
         let staged = self.stage.write(header, |page| pages(self, page))?;
-        let state = State {
+        let state = self.state_of(&staged, position);
+        if self.behind.is_none() {
+            state.write(&self.state_path)?;
+        }
+        self.state = Some(state);
+        self.last = (staged.txid, staged.time);
+        self.position = position;
+        self.behind.as_mut().unwrap_or(&mut self.ready).push(staged);
+        Ok(())
+    }
+
+    /// What is to be known to whoever comes after us, once a file is durable.
+    pub(crate) fn state_of(&self, staged: &Staged, position: Position) -> State {
+        State {
             txid: staged.txid,
             checksum: staged.checksum,
             time: staged.time,
@@ -581,13 +648,8 @@ impl Capture {
             place: position.place,
             inode: self.inode(),
             node_id: self.node_id,
-        };
-        state.write(&self.state_path)?;
-        self.state = Some(state);
-        self.last = (staged.txid, staged.time);
-        self.position = position;
-        self.ready.push(staged);
-        Ok(())
+            file: None,
+        }
     }
 
     /// Reads a page from its frame, proving it again, or from the database file.
@@ -617,12 +679,21 @@ impl Capture {
     pub(crate) fn begin_anew(&mut self, now: &Look, line: &str) -> Result<()> {
         tracing::warn!(path = %self.path.display(), "{line}");
         self.snapshots += 1;
+        if self.is_large(now) {
+            self.owed = Some(line.to_owned());
+        }
         self.snapshot(now)
     }
 
     /// Whether the database file shows that nothing is missing, where the log does not.
     fn is_as_parked(&self, parked: Option<&Parked>) -> Result<bool> {
         parked.zip(self.state.as_ref()).map_or(Ok(false), |(parked, state)| parked.proves(state))
+    }
+
+    /// The same by what an earlier process has noted.
+    fn is_as_remembered(&self) -> Result<bool> {
+        let Some(file) = self.state.and_then(|state| state.file) else { return Ok(false) };
+        Ok(Stamp::at(&self.path).map_err(Error::io("look at", &self.path))? == Some(file))
     }
 
     /// Why the log is not proven to go on where it was left.
@@ -656,64 +727,6 @@ impl Capture {
             return because("the WAL holds other transactions than when it was last seen");
         }
         Ok(None)
-    }
-}
-
-/// How what we have stands to what the replica has.
-struct Standing {
-    /// TXID and time that the next file must exceed.
-    last: (Txid, Timestamp),
-    /// Files that a replica does not have yet.
-    waiting: Vec<Staged>,
-    /// What was captured last, as far as it is worth anything.
-    state: Option<State>,
-    /// Why all must be captured anew.
-    doubt: Option<String>,
-}
-
-impl Standing {
-    fn find(stage: &Stage, state: Option<State>, newest: Option<Newest>, floor: Txid) -> Result<Self> {
-        if let Some(state) = state {
-            // Made durable, but never said to be there: it will be made again, with more in it.
-            stage.delete(|txid| txid > state.txid)?;
-        }
-        let mut staged = BTreeMap::new();
-        for txid in stage.txids()? {
-            staged.insert(txid, stage.read(txid)?);
-        }
-        let newest = newest.unwrap_or(Newest { txid: Txid::ZERO, checksum: None, time: None });
-        let ours = match (state, staged.last_key_value()) {
-            (Some(state), _) => (state.txid, state.checksum, state.time),
-            (None, Some((txid, last))) => (*txid, last.checksum, last.time),
-            (None, None) => (Txid::ZERO, Checksum::NONE, Timestamp::default()),
-        };
-        let theirs = match newest.txid {
-            txid if txid == ours.0 => Some(ours.1),
-            txid => staged.get(&txid).map(|staged| staged.checksum),
-        };
-        let other = newest.checksum.zip(theirs).is_some_and(|(newest, ours)| newest != ours);
-        let missing = (newest.txid.0..ours.0.0).any(|before| !staged.contains_key(&Txid(before).next()));
-        let time = ours.2.max(newest.time.unwrap_or_default());
-        let anew = |why: String| -> Result<Self> {
-            stage.delete(|_| true)?;
-            let doubt = Some(format!("{why}; new snapshot"));
-            Ok(Self { last: (newest.txid, time), waiting: Vec::new(), state, doubt })
-        };
-        let (txid, have) = (newest.txid, ours.0);
-        if txid > have {
-            return anew(format!("the replica holds transaction {txid}, of which nothing is known here"));
-        }
-        if other {
-            return anew(format!("the replica's transaction {txid} is another one than ours"));
-        }
-        if missing {
-            return anew(format!("the replica ends with transaction {txid}, and what follows up to {have} is gone"));
-        }
-        // A hole above the floor is no doubt of ours: whoever lacks what is gone needs a snapshot, the others go on.
-        let floor = floor.min(txid);
-        stage.delete(|staged| staged <= floor)?;
-        let waiting = staged.into_iter().filter(|(staged, _)| *staged > floor).map(|(_, staged)| staged).collect();
-        Ok(Self { last: (have, time), waiting, state, doubt: None })
     }
 }
 
@@ -779,16 +792,22 @@ mod tests {
         }
     }
 
-    /// No way is known in which a transaction could be missed. If there is one, this is how it is noticed.
-    #[test]
-    fn a_count_that_is_not_the_databases_own_leads_to_a_snapshot() {
+    /// A database with a table, the application's connection to it, and a capture.
+    pub(super) fn captured() -> (tempfile::TempDir, rusqlite::Connection, Capture) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("db");
         let database = rusqlite::Connection::open(&path).unwrap();
         database.execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t (a)").unwrap();
         let mut settings = Settings::new(&path);
         settings.truncate_when_alone = false;
-        let (mut capture, _) = Capture::start(settings, Box::new(|| Timestamp(1)), &mut Nothing).unwrap();
+        let (capture, _) = Capture::start(settings, Box::new(|| Timestamp(1)), &mut Nothing).unwrap();
+        (folder, database, capture)
+    }
+
+    /// No way is known in which a transaction could be missed. If there is one, this is how it is noticed.
+    #[test]
+    fn a_count_that_is_not_the_databases_own_leads_to_a_snapshot() {
+        let (_folder, database, mut capture) = captured();
         let write = || database.execute_batch("INSERT INTO t VALUES (1)").unwrap();
         write();
         assert_eq!((capture.pass().unwrap().len(), capture.snapshots()), (1, 1));

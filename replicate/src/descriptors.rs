@@ -6,7 +6,7 @@
 #![expect(clippy::disallowed_methods, reason = "this is the other place")]
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -50,7 +50,11 @@ impl Descriptor {
         if let Some(known) = open.share(identity) {
             return Ok(known);
         }
-        let file = File::open(path)?;
+        // Some locks are only for those who may write. Nothing is ever written.
+        let file = match OpenOptions::new().read(true).write(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => File::open(path)?,
+            file => file?,
+        };
         let identity = Identity::of(&file.metadata()?);
         if let Some(known) = open.share(identity) {
             // The name was given to a file that we know in this very moment. To close it again would be the harm.

@@ -24,10 +24,15 @@ impl Capture {
     /// # Errors
     /// Why that cannot be done just now.
     pub fn digest(&mut self) -> Result<Digest> {
-        // A fresh hold, as it lasts for long.
-        self.catch_up()?;
-        let now = self.look()?;
-        self.capture(&now)?;
+        let now = loop {
+            // A fresh hold, as it lasts for long.
+            self.catch_up()?;
+            let now = self.look()?;
+            self.capture(&now)?;
+            if self.owed.is_none() {
+                break now;
+            }
+        };
         let log = self.log.try_clone().map_err(Error::io("read the WAL of", &self.path))?;
         let whole = self.whole(&now, &log)?;
         let mut pages = vec![Checksum::NONE; whole.pages as usize];

@@ -69,6 +69,9 @@ pub enum Error {
         /// The file system's name.
         kind: &'static str,
     },
+    /// Somebody else replicates it.
+    #[error("{} is replicated by another process; stop that one, and this one goes on", .0.display())]
+    Replicated(PathBuf),
     /// Another file has the database's name now, or none. The capture must be started again.
     #[error("{}: database file was replaced (changed outside SQLite); new snapshot", .0.display())]
     Replaced(PathBuf),
@@ -123,6 +126,17 @@ impl Error {
             |error: &io::Error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
         match self {
             Self::Io { source, .. } | Self::Ltx { source: ltx::Error::Io(source), .. } => full(source),
+            _ => false,
+        }
+    }
+
+    /// Whether a file of ours holds something else than what was written.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Ltx { source: ltx::Error::Io(source), .. } | Self::Io { source, .. } => {
+                source.kind() == io::ErrorKind::UnexpectedEof
+            }
+            Self::Ltx { .. } => true,
             _ => false,
         }
     }

@@ -8,12 +8,13 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
+use serde::{Deserialize, Serialize};
 
 use crate::descriptors::Descriptor;
 
@@ -26,7 +27,7 @@ pub(crate) const ALIVE_LOCK: i64 = 128;
 pub(crate) const SHARED_LOCK: (i64, i64) = (0x4000_0002, 510);
 
 /// What tells one file from another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Identity {
     device: u64,
     pub(crate) inode: u64,
@@ -48,7 +49,7 @@ impl Identity {
 }
 
 /// A file as it is found under a name, and when it was changed. It cannot be changed without that being another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Stamp {
     identity: Identity,
     len: u64,
@@ -58,6 +59,9 @@ pub(crate) struct Stamp {
 }
 
 impl Stamp {
+    /// How old a change must be, so that another one is sure to have another time: the coarsest file systems count in twos of seconds.
+    pub(crate) const OLD: Duration = Duration::from_secs(2);
+
     pub(crate) fn at(path: &Path) -> io::Result<Option<Self>> {
         match fs::metadata(path) {
             Ok(file) => Ok(Some(Self {
@@ -147,14 +151,65 @@ impl Locks {
     }
 }
 
+/// A byte of the `-shm` file, far beyond its end, that whoever replicates the database has locked: of two, one waits.
+const REPLICATOR_LOCK: i64 = 1 << 40;
+
+/// That lock. It is given back when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Reign(Locks);
+
+impl Reign {
+    /// Says no where another process has it. Where the system has no such locks, nobody is kept out.
+    pub(crate) fn begin(index: &Locks) -> Option<Self> {
+        match set_replicator(index, libc::F_WRLCK) {
+            Err(Errno::EAGAIN | Errno::EACCES) => None,
+            _ => Some(Self(index.clone())),
+        }
+    }
+}
+
+impl Drop for Reign {
+    fn drop(&mut self) {
+        // Not left to a close: the descriptor may be kept.
+        let _ = set_replicator(&self.0, libc::F_UNLCK);
+    }
+}
+
+fn set_replicator(index: &Locks, kind: libc::c_int) -> Result<(), Errno> {
+    let lock = libc::flock {
+        l_type: kind as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: REPLICATOR_LOCK,
+        l_len: 1,
+        l_pid: 0,
+    };
+    fcntl(index.0.as_ref(), FcntlArg::F_OFD_SETLK(&lock)).map(drop)
+}
+
 /// Opens the log.
 pub(crate) fn open_log(path: &Path) -> io::Result<File> {
     File::open(path)
 }
 
+/// What is captured is nobody else's business, whoever may read the database.
+const OURS_ALONE: u32 = 0o600;
+
 /// Creates a file of ours, whatever was there before.
 pub(crate) fn create(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(true).open(path)
+    OpenOptions::new().write(true).create(true).truncate(true).mode(OURS_ALONE).open(path)
+}
+
+/// Creates a file of ours that nobody else finds, and that is gone when it is closed.
+pub(crate) fn create_nameless(folder: &Path) -> io::Result<File> {
+    let path = folder.join("copy.tmp");
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(OURS_ALONE).open(&path)?;
+    fs::remove_file(&path)?;
+    Ok(file)
+}
+
+/// Makes a folder of ours, and those above it.
+pub(crate) fn create_folder(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 /// Opens a file of ours.

@@ -16,9 +16,15 @@
 //! Whatever cannot be proven – a log that is another one than before, a count of transactions that is not the database's own – leads to a snapshot
 //! of the whole database, and a line in the log that says why.
 //!
+//! # Thousands of databases
+//! One that has been idle for long can [rest](Capture::rest): what a hold guarantees is then kept by three locks alone, with two descriptors and no
+//! connection. A [`Watch`] notices a commit within nanoseconds, for those that are captured and for those that rest. Where even descriptors run
+//! short, one that rests can be [parked](Resting::park), with nothing held at all. [`frugal`] makes connections small.
+//!
 //! # What must be left alone
 //! The process must not open and close the database or its `-shm` by other means than this SQLite: with any descriptor that it closes, the locks
-//! of all the others are gone.
+//! of all the others are gone. For the same reason descriptors of ours stay open when a database is let go, unless
+//! [`Settings::alone_in_process`] says that there is nobody whose locks they could take.
 
 mod build;
 mod capture;
@@ -31,10 +37,12 @@ mod error;
 #[cfg(test)]
 mod faults;
 mod files;
+mod large;
 mod outside;
 mod place;
 mod raw;
 mod stage;
+mod standing;
 mod state;
 mod sys;
 pub mod wal;
@@ -49,9 +57,10 @@ pub use stage::Staged;
 pub use state::Left;
 pub use watch::{Seen, Watch};
 
-/// Has every connection of this process, not only ours, do with as little memory as it can: about 16 KiB for one of ours. To be called first of
-/// all, before anything in the process has used SQLite; later it does nothing, and says so.
+/// Has every connection of this process, not only ours, do with as little memory as it can: about 16 KiB for one of ours; and the allocator give
+/// back what is not needed any more. To be called first of all, before anything in the process has used SQLite; later it does nothing, and says so.
 #[must_use = "it says whether it was in time"]
 pub fn frugal() -> bool {
+    sys::thrifty_heap();
     sys::small_caches()
 }

@@ -12,6 +12,8 @@ use ltx::{Checksum, Commit, Encoder, FileName, HEADER_LEN, Header, PageSize, Tai
 use crate::{Error, Result, files};
 
 const TEMPORARY: &str = "tmp";
+/// After how many bytes of pages what was written so far is made durable.
+const SYNC_EVERY: usize = 128 << 20;
 /// What a file that holds everything is made into for a replica that lacks what comes before it.
 pub(crate) const BASE: &str = "base";
 
@@ -41,7 +43,7 @@ pub struct Staged {
 }
 
 /// The folder.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Stage {
     folder: PathBuf,
 }
@@ -50,7 +52,7 @@ impl Stage {
     /// Makes the folder, and removes what was never finished.
     pub(crate) fn open(folder: &Path) -> Result<Self> {
         let failed = Error::io("prepare", folder);
-        fs::create_dir_all(folder).map_err(&failed)?;
+        files::create_folder(folder).map_err(&failed)?;
         for entry in fs::read_dir(folder).map_err(&failed)? {
             let path = entry.map_err(&failed)?.path();
             if path.extension().is_some_and(|extension| extension == TEMPORARY || extension == BASE) {
@@ -90,12 +92,20 @@ impl Stage {
         let failed = Error::io("write", temporary);
         let wrong = |source| Error::Ltx { path: temporary.to_owned(), source };
         let file = files::create(temporary).map_err(&failed)?;
-        let mut encoder = Encoder::new(BufWriter::with_capacity(256 << 10, file), header).map_err(wrong)?;
-        let mut count = 0;
+        let syncing = file.try_clone().map_err(&failed)?;
+        let mut encoder = Encoder::new(BufWriter::with_capacity(64 << 10, file), header).map_err(wrong)?;
+        let (mut count, mut unsynced) = (0, 0);
         pages(&mut |pgno, page| {
             count += 1;
+            unsynced += page.len();
+            // So that the last sync, during which nothing else is captured, is short.
+            if unsynced >= SYNC_EVERY {
+                unsynced = 0;
+                syncing.sync_data().map_err(&failed)?;
+            }
             encoder.page(pgno, page).map_err(wrong)
         })?;
+        drop(syncing);
         let (writer, trailer) = encoder.finish().map_err(wrong)?;
         let file = writer.into_inner().map_err(|error| failed(error.into_error()))?;
         let len = file.metadata().map_err(&failed)?.len();

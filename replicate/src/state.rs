@@ -8,6 +8,7 @@ use std::path::Path;
 use ltx::{Checksum, Commit, PageSize, Timestamp, Txid};
 use serde::{Deserialize, Serialize};
 
+use crate::files::Stamp;
 use crate::wal::{Place, Salts, Sum};
 use crate::{Error, Result, files};
 
@@ -28,6 +29,9 @@ pub(crate) struct State {
     pub(crate) inode: u64,
     /// Who writes these files.
     pub(crate) node_id: u64,
+    /// What the file was when all that was captured was in it, and nothing else. Where it still is that, the log proves nothing more: what is in it
+    /// goes over the file, whatever log it is.
+    pub(crate) file: Option<Stamp>,
 }
 
 /// What an earlier process has left behind: what it captured last.
@@ -64,6 +68,8 @@ struct Written {
     frame_checksum: [u32; 2],
     inode: String,
     node_id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    file: Option<Stamp>,
 }
 
 impl State {
@@ -77,8 +83,24 @@ impl State {
         Ok(state)
     }
 
+    /// Adds what the database file is, if its times will tell that it has changed. It must hold all that was captured, and be kept from being
+    /// written to.
+    pub(crate) fn remember(mut self, database: &Path, path: &Path) -> Result<Self> {
+        let file = Stamp::at(database).map_err(Error::io("look at", database))?;
+        self.file = file.filter(|file| file.is_older_than(Stamp::OLD));
+        if self.file.is_some() {
+            // Should it not outlast a loss of power, it costs a snapshot.
+            self.replace(path, false)?;
+        }
+        Ok(self)
+    }
+
     /// Replaces what was left, durably.
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
+        self.replace(path, true)
+    }
+
+    fn replace(&self, path: &Path, durably: bool) -> Result<()> {
         let written = Written {
             version: 1,
             txid: self.txid.to_string(),
@@ -91,12 +113,16 @@ impl State {
             frame_checksum: [self.place.sum.0, self.place.sum.1],
             inode: format!("{:016x}", self.inode),
             node_id: format!("{:016x}", self.node_id),
+            file: self.file,
         };
         let failed = Error::io("write", path);
         let bytes = serde_json::to_vec_pretty(&written).map_err(|error| failed(error.into()))?;
         let temporary = path.with_extension("tmp");
         let mut file = files::create(&temporary).map_err(&failed)?;
         file.write_all(&bytes).map_err(&failed)?;
+        if !durably {
+            return std::fs::rename(&temporary, path).map_err(&failed);
+        }
         file.sync_all().map_err(&failed)?;
         std::fs::rename(&temporary, path).map_err(&failed)?;
         files::sync_folder(path.parent().unwrap_or(Path::new("."))).map_err(&failed)
@@ -118,6 +144,7 @@ impl Written {
             place: Place { frame: self.frame, sum: Sum(self.frame_checksum[0], self.frame_checksum[1]) },
             inode: hex(&self.inode)?,
             node_id: hex(&self.node_id)?,
+            file: self.file,
         })
     }
 }
@@ -142,6 +169,7 @@ mod tests {
             place: Place { frame: 77, sum: Sum(u32::MAX, 2) },
             inode: u64::MAX - 2,
             node_id: u64::MAX - 1,
+            file: Stamp::at(folder.path()).unwrap(),
         };
         state.write(&path).unwrap();
         assert_eq!(State::read(&path).unwrap(), Some(state));

@@ -234,6 +234,18 @@ pub(crate) fn small_caches() -> bool {
     rc == ffi::SQLITE_OK
 }
 
+/// Has the allocator give back what it does not need: few arenas, and large pieces each by itself. What many databases need at once, and only for a
+/// moment, would stay with the process otherwise.
+pub(crate) fn thrifty_heap() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it only sets limits of the allocator, which guards itself.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 64 << 10);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 256 << 10);
+    }
+}
+
 /// The beginning of an index, to be looked at from any thread. No descriptor is needed for that.
 #[derive(Clone, Debug)]
 pub(crate) struct Mapping {

@@ -2,7 +2,7 @@
 //!
 //! This file knows what there is to measure and how it is told: a table of measurements, a table of the project's targets, and JSON.
 //! What is measured lies below: `restore` (many small files, far away), `files` (one large database, close by), `vfs` (queries without a restore),
-//! `coldstart` (a process's first read and write), `compact` and `codec`.
+//! `coldstart` (a process's first read and write), `compact`, `codec` and `replicate` (the sidecar).
 //! Times depend on the machine; ratios, requests, bytes and depth hardly do.
 
 use std::fs;
@@ -21,6 +21,7 @@ mod codec;
 mod coldstart;
 mod compact;
 mod files;
+mod replicate;
 mod restore;
 pub(crate) mod subject;
 mod vfs;
@@ -58,6 +59,8 @@ enum Bench {
     /// Start a process, read and write, hydrate
     #[value(name = "coldstart")]
     ColdStart,
+    /// Replicate live databases
+    Replicate,
 }
 
 /// One contestant in one discipline.
@@ -145,6 +148,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     if wanted(Bench::Restore) {
         restore::run(&mut report)?;
+    }
+    if wanted(Bench::Replicate) {
+        replicate::run(&mut report, arguments.large)?;
     }
     print(&report);
     if let Some(path) = &arguments.json {

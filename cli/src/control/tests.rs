@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use litestream_config::{DbConfig, DbSettings, SocketConfig};
+use litestream_config::{Config, DbConfig, DbSettings, SocketConfig};
 use litestream_replicate::daemon::{ControlError, Daemon, Options, Spec, Synced, Target};
 use litestream_storage::config::ReplicaConfig;
 use ltx::Timestamp;
@@ -17,7 +17,8 @@ use super::Host;
 use super::client::{Client, Unanswered};
 use super::listener::listen;
 use super::server::Server;
-use super::wire::{DatabaseAnswer, DatabaseRequest, Info, List};
+use super::wire::{DatabaseAnswer, DatabaseRequest, Info, List, RegisterRequest, Seconds};
+use crate::commands::replicate::running::Running;
 
 /// A process that replicates what it is told.
 pub(crate) struct Process {
@@ -187,4 +188,45 @@ async fn a_database_is_registered_synced_stopped_started_and_let_go() {
     assert_eq!(gone["status"], "unregistered", "{gone}");
     assert_eq!(ask("POST /unregister", json!({})).await.1["status"], "already_unregistered");
     assert_eq!(ask("POST /stop", json!({})).await.0, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_registered_is_known_to_the_command_that_replicates() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let text = format!(
+        "socket: {{enabled: true, path: {}}}\ndbs:\n  - {{path: {}, replica: {{url: 'file://{}'}}}}\n",
+        at("control.sock"),
+        at("known.db"),
+        at("replica")
+    );
+    let config = Config::parse(&text, Path::new("litestream.yml"), false, &|_| None).unwrap();
+    let listening = listen(&config.socket).await.unwrap();
+    let running = Arc::new(Running::new(config, litestream_storage::RetryPolicy::default()));
+    let server = Server::start(listening, running.clone());
+
+    let client = Client::at(&folder.path().join("control.sock"), Duration::from_secs(60));
+    let info: Info = client.get("/info").await.unwrap();
+    assert_eq!((info.database_count, &*info.started_at), (0, &*running.started.to_string()));
+    // One that the configuration knows needs no address; any other does.
+    let mut request = RegisterRequest { path: at("known.db"), replica_url: None };
+    let answer: DatabaseAnswer = client.post("/register", &request).await.unwrap();
+    assert_eq!(answer.status, "registered");
+    assert!(running.database(Path::new(&request.path)).is_some());
+    request.path = at("other.db");
+    let refused: anyhow::Error = client.post::<DatabaseAnswer>("/register", &request).await.unwrap_err().into();
+    assert!(refused.to_string().contains("replica_url required"), "{refused}");
+    request.replica_url = Some(format!("file://{}", at("elsewhere")));
+    client.post::<DatabaseAnswer>("/register", &request).await.unwrap();
+    let list: List = client.get("/list").await.unwrap();
+    let replicas: Vec<_> = list.databases.iter().flat_map(|database| &database.replicas).collect();
+    assert_eq!(replicas.iter().map(|replica| &*replica.kind).collect::<Vec<_>>(), ["file", "file"]);
+    let path = at("known.db");
+    let request = DatabaseRequest { path: path.clone(), timeout: Some(Seconds(Duration::from_millis(50))) };
+    let _ = client.post::<DatabaseAnswer>("/unregister", &request).await;
+    assert!(running.database(Path::new(&path)).is_none());
+
+    server.close().await;
+    assert!(!folder.path().join("control.sock").exists());
+    assert!(client.get::<Info>("/info").await.is_err());
 }

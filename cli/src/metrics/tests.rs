@@ -134,6 +134,30 @@ fn exposed() -> BTreeSet<String> {
     names
 }
 
+/// The names of metrics in a text.
+fn named(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.starts_with("litestream_") || word.starts_with("process_")).collect()
+}
+
+#[test]
+fn the_board_and_the_rules_name_only_what_there_is() {
+    let exposed = exposed();
+    let board: serde_json::Value = serde_json::from_str(include_str!("../../../docs/grafana.json")).unwrap();
+    let mut texts = vec![include_str!("../../../docs/operations.md")];
+    for panel in board["panels"].as_array().unwrap().iter().filter(|panel| panel["type"] != "row") {
+        let targets = panel["targets"].as_array().unwrap();
+        assert!(!targets.is_empty(), "{panel}");
+        texts.extend(targets.iter().map(|target| target["expr"].as_str().unwrap()));
+    }
+    let variables = board["templating"]["list"].as_array().unwrap();
+    texts.extend(variables.iter().filter_map(|variable| variable["definition"].as_str()));
+    assert!(texts.len() > 25, "{}", texts.len());
+    for name in texts.iter().flat_map(|text| named(text)) {
+        assert!(exposed.contains(name), "{name}");
+    }
+}
+
 #[test]
 fn the_page_has_what_we_say_it_has() {
     let text = page(&[database("/a.db", Phase::Live)], &mut Operations::default(), true);

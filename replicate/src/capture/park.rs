@@ -9,7 +9,6 @@
 
 use std::fmt;
 use std::path::Path;
-use std::time::Duration;
 
 use ltx::{Checksum, Txid};
 
@@ -19,9 +18,6 @@ use crate::files::Stamp;
 use crate::stage::Staged;
 use crate::state::State;
 use crate::{Error, Result};
-
-/// How old a change must be, so that another one is sure to have another time: the coarsest file systems count in twos of seconds.
-const OLD: Duration = Duration::from_secs(2);
 
 /// A database that is parked: its files, as they were.
 pub struct Parked {
@@ -60,7 +56,7 @@ impl Resting {
     fn stamps(&self) -> Result<(Stamp, Stamp, (Txid, Checksum)), NotNow> {
         self.check_files()?;
         let (Some(database), Some(log)) = stamps(self.path())? else { return Err(NotNow::Uncaptured) };
-        if !database.is_older_than(OLD) || !log.is_older_than(OLD) {
+        if !database.is_older_than(Stamp::OLD) || !log.is_older_than(Stamp::OLD) {
             return Err(NotNow::Recent);
         }
         let Some(State { txid, checksum, .. }) = self.state.filter(|_| self.is_quiet().unwrap_or(false)) else {

@@ -12,7 +12,7 @@ use ltx::{PageSize, Timestamp, Txid};
 
 use super::{Capture, Clock, Hold, Look, Position, Settings, look};
 use crate::checkpoint::Upkeep;
-use crate::files::{self, Identity};
+use crate::files::{self, Identity, Reign};
 use crate::outside::{Outside, Still};
 use crate::raw::{self, NotHeld, RawHold};
 use crate::stage::{Stage, Staged};
@@ -61,6 +61,7 @@ pub enum NotNow {
 /// Dropping it is what a crash is, as with [`Capture`].
 pub struct Resting {
     pub(super) hold: RawHold,
+    reign: Option<Reign>,
     /// The path in it is the database's own by now.
     pub(super) settings: Settings,
     state_path: PathBuf,
@@ -97,7 +98,7 @@ impl Capture {
             Ok(held) => held,
             Err(why) => return Err(Box::new(Refused { unharmed: self, why })),
         };
-        let Self { connections, log, files, mut settings, mut path, state_path, .. } = self;
+        let Self { connections, log, files, reign, mut settings, mut path, state_path, .. } = self;
         // The locks are ours by now: so SQLite's may go.
         drop(connections);
         drop(log);
@@ -109,6 +110,7 @@ impl Capture {
         }
         Ok(Resting {
             hold,
+            reign,
             settings,
             state_path,
             files: identities,
@@ -125,7 +127,7 @@ impl Capture {
 
     /// Takes the locks while our transaction still lasts.
     fn raw_hold(&self) -> Result<(RawHold, Index), NotNow> {
-        if !self.ready.is_empty() {
+        if !self.ready.is_empty() || self.owed.is_some() {
             return Err(NotNow::Uncaptured);
         }
         self.check_names()?;
@@ -208,6 +210,7 @@ impl Resting {
             log,
             locks: self.hold.index().clone(),
             database: self.hold.database().clone(),
+            reign: self.reign,
             files: names.into_iter().zip(self.files).collect(),
             checked: clock(),
             outside: Outside::of(self.file),
@@ -223,6 +226,9 @@ impl Resting {
             position: self.position,
             captured: Some(self.captured),
             ready: Vec::new(),
+            owed: None,
+            image: None,
+            behind: None,
             snapshots: self.snapshots,
             waiting: false,
             upkeep: Upkeep::new(&now, clock()),
@@ -234,8 +240,9 @@ impl Resting {
     ///
     /// # Errors
     /// Why that could not be captured. It is let go all the same; what is still in the log will be captured by the next start.
-    pub fn stop(self, clock: Clock) -> Result<Vec<Staged>> {
+    pub fn stop(mut self, clock: Clock) -> Result<Vec<Staged>> {
         if self.check_files().is_ok() && !self.changed()? {
+            self.remember()?;
             return Ok(Vec::new());
         }
         self.wake(clock).map_err(|refused| refused.why)?.stop()
@@ -247,6 +254,27 @@ impl Resting {
     /// The index cannot be read.
     pub fn changed(&self) -> Result<bool> {
         Ok(peek(&self.hold, &self.settings.database)?.is_none_or(|now| now.index != self.captured))
+    }
+
+    /// Notes what the database file is while it holds all that was captured, so that whoever comes after us need not capture it anew where the log
+    /// proves nothing. Says no as long as the file's times would not tell that it has changed; to be tried again later.
+    ///
+    /// # Errors
+    /// The file cannot be looked at, or the note not be written.
+    pub fn remember(&mut self) -> Result<bool> {
+        let Some(state) = self.state.filter(|_| self.is_quiet().unwrap_or(false)) else {
+            return Ok(false);
+        };
+        if state.file.is_none() {
+            self.state = Some(state.remember(self.path(), &self.state_path)?);
+        }
+        Ok(self.state.is_some_and(|state| state.file.is_some()))
+    }
+
+    /// Whether that was done.
+    #[must_use]
+    pub fn is_remembered(&self) -> bool {
+        self.state.is_none_or(|state| state.file.is_some())
     }
 
     /// Whether nobody else has the database open, and a log is left that would shadow a file which is put in its place by hand. It should be woken
@@ -347,5 +375,31 @@ fn not_now(why: NotHeld, path: &Path) -> NotNow {
         NotHeld::Busy => NotNow::Busy,
         NotHeld::Unsupported => NotNow::Unsupported,
         NotHeld::Io(error) => NotNow::Failed(Error::io("lock", path)(error)),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::super::tests::captured;
+    use super::*;
+    use crate::raw::tests::MISSING;
+
+    #[test]
+    fn where_the_system_has_no_such_locks_the_capture_goes_on() {
+        let (_folder, database, mut capture) = captured();
+        database.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).unwrap();
+        capture.pass().unwrap();
+        MISSING.set(true);
+        let Refused { unharmed, why } = *capture.rest().unwrap_err();
+        assert!(matches!(why, NotNow::Unsupported), "{why}");
+        MISSING.set(false);
+        let mut capture = unharmed;
+        database.execute_batch("INSERT INTO t VALUES (1)").unwrap();
+        assert_eq!((capture.pass().unwrap().len(), capture.snapshots()), (1, 1));
+        database.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).unwrap();
+        capture.pass().unwrap();
+        // What it tried does not keep it from trying again.
+        drop(capture.rest().unwrap());
     }
 }

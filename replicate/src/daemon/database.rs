@@ -20,6 +20,8 @@ use crate::{Capture, Error, Left, Newest, Parked, Refused, Remote, Resting, Stag
 
 /// The pauses after which a database is tried again that cannot be captured.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// How long the end waits for a database that cannot be captured as it is.
+const HOPELESS: Duration = Duration::from_secs(2);
 /// The longest pause between two passes where uploads do not keep up.
 const LONGEST_PACE: u32 = 60;
 /// How often a database that does not change is looked at all the same, as long as it does not rest.
@@ -72,6 +74,9 @@ pub(crate) struct Face {
     concern: Option<String>,
     disk_full: bool,
     counters: Counters,
+    /// Whether there is no such file, or one that cannot be captured as it is.
+    missing: bool,
+    hopeless: bool,
     /// A checkpoint of the application waits for us.
     urgent: bool,
     /// What is held while there is no driver.
@@ -138,6 +143,8 @@ impl Database {
             concern: None,
             disk_full: false,
             counters: Counters::default(),
+            missing: false,
+            hopeless: false,
             urgent: false,
             held: Held::Nothing,
             place: None,
@@ -222,9 +229,16 @@ impl Database {
     /// Whether a database that rests or is parked has to be taken up, for another reason than that the index has changed. What is parked may
     /// have changed as well.
     pub(crate) fn is_odd(&self) -> bool {
-        match &self.face().held {
+        match &mut self.face().held {
             // What is wrong, the driver will find.
-            Held::Resting(resting, _) => resting.is_left_alone() || resting.check_files().is_err(),
+            Held::Resting(resting, _) => {
+                if !resting.is_remembered()
+                    && let Err(error) = resting.remember()
+                {
+                    tracing::debug!(path = %self.path().display(), %error, "cannot note what the database file is");
+                }
+                resting.is_left_alone() || resting.check_files().is_err()
+            }
             Held::Parked(parked) => parked.changed().unwrap_or(true),
             Held::Nothing | Held::Live(..) => false,
         }
@@ -412,11 +426,20 @@ impl Database {
             face.asked
         };
         let fresh = self.face().phase != Phase::Stopped;
+        // Of what is not there, nothing can be captured.
+        let patience = match &*self.face() {
+            face if face.missing => Duration::ZERO,
+            face if face.hopeless => patience.min(HOPELESS),
+            _ => patience,
+        };
         if fresh && self.face().answered < asked {
             self.rouse(shared);
         }
         self.hurry();
-        let synced = if fresh {
+        let missing = self.face().missing;
+        let synced = if missing {
+            Ok(self.synced())
+        } else if fresh {
             self.wait_until(asked, true, patience).await
         } else {
             self.reached(0, false).map_err(|_| ControlError::Stopped(self.path().to_owned()))
@@ -516,6 +539,8 @@ impl Database {
         let mut face = self.face();
         let news = face.error.as_ref() != Some(&why);
         face.disk_full = disk_full;
+        face.missing = quiet;
+        face.hopeless = matches!(refused, NotTaken::Capture(_)) && face.phase != Phase::Live && !disk_full;
         face.counters.sync_errors += u64::from(!quiet);
         face.error = Some(why.clone());
         if face.phase != Phase::Live {
@@ -555,10 +580,13 @@ struct Driver {
     last: Option<Instant>,
     /// Since when nothing has changed.
     quiet: Instant,
+    /// Whether nothing was seen to change since it was taken up for the first time.
+    fresh: bool,
 }
 
 async fn drive(database: Arc<Database>, shared: Arc<Shared>, held: Held, permit: Option<OwnedSemaphorePermit>) {
-    let mut driver = Driver { database, shared, held, permit, failures: 0, last: None, quiet: Instant::now() };
+    let mut driver =
+        Driver { database, shared, held, permit, failures: 0, last: None, quiet: Instant::now(), fresh: false };
     while let Some(until) = Box::pin(driver.step()).await {
         tokio::select! {
             () = tokio::time::sleep_until(until.into()) => {}
@@ -590,7 +618,8 @@ impl Driver {
         let pause = match refused {
             // It costs next to nothing to look.
             NotTaken::Missing => PAUSE.0,
-            _ => (PAUSE.0 * 2_u32.pow(self.failures.min(6) - 1)).min(PAUSE.1),
+            NotTaken::Capture(_) => (PAUSE.0 * self.failures).min(HOPELESS * 2),
+            NotTaken::Remote(_) => (PAUSE.0 * 2_u32.pow(self.failures.min(6) - 1)).min(PAUSE.1),
         };
         Instant::now() + pause
     }
@@ -604,7 +633,7 @@ impl Driver {
         let capture = match held {
             Held::Live(capture, permit) => return Ok((capture, permit)),
             Held::Resting(resting, permit) => {
-                let woken = blocking(move || resting.wake(Box::new(move || clock()))).await;
+                let woken = self.shared.work(move || resting.wake(Box::new(move || clock()))).await;
                 match woken {
                     Some(Ok(capture)) => {
                         drop(permit);
@@ -636,9 +665,10 @@ impl Driver {
     fn live(&mut self, capture: &Capture) {
         let place = {
             let mut face = self.database.face();
-            face.phase = Phase::Live;
-            face.error = None;
-            face.disk_full = false;
+            (face.phase, face.error) = (Phase::Live, None);
+            (face.disk_full, face.missing, face.hopeless) = (false, false, false);
+            face.txid = capture.txid();
+            (face.size, face.wal_size) = capture.sizes();
             face.place.get_or_insert_with(|| Arc::new(Place::new(&self.shared, &self.database))).clone()
         };
         match capture.watch() {
@@ -692,14 +722,16 @@ impl Driver {
         }
         let (settings, clock) = (database.spec.settings.clone(), self.shared.options.clock.clone());
         let started = Instant::now();
-        let capture = blocking(move || {
-            let (clock, mut known) = (Box::new(move || clock()), Known { newest, floor });
-            match parked {
-                Some(parked) => parked.wake(clock, &mut known),
-                None => Capture::start(settings, clock, &mut known),
-            }
-        })
-        .await;
+        let capture = self
+            .shared
+            .work(move || {
+                let (clock, mut known) = (Box::new(move || clock()), Known { newest, floor });
+                match parked {
+                    Some(parked) => parked.wake(clock, &mut known),
+                    None => Capture::start(settings, clock, &mut known),
+                }
+            })
+            .await;
         let (capture, staged) = match capture {
             Some(Ok(started)) => started,
             Some(Err(error)) => return Err(NotTaken::Capture(error)),
@@ -714,7 +746,8 @@ impl Driver {
             face.counters.snapshots += u64::from(capture.snapshots());
         }
         tracing::debug!(path = %database.path().display(), txid = %capture.txid(), "replicating");
-        self.last = Some(Instant::now());
+        // Where nothing is going on, it rests at once.
+        (self.last, self.fresh) = (None, true);
         database.upload(&self.shared);
         Ok(Box::new(capture))
     }
@@ -752,30 +785,30 @@ impl Driver {
         self.last = Some(started);
         let since = self.database.face().changed.take();
         let before = capture.snapshots();
-        let Ok(turn) = self.shared.captures.acquire().await else { return None };
-        let done = blocking(move || {
-            let mut staged = Vec::new();
-            let mut outcome = capture.pass().map(|more| staged.extend(more));
-            if let (Ok(()), Some(why)) = (&outcome, snapshot) {
-                outcome = capture.snapshot_now(&why).map(|more| staged.extend(more));
-            }
-            if outcome.is_ok() {
-                outcome = capture.checkpoint_if_due().map(|more| staged.extend(more));
-            }
-            let mut digest = None;
-            if outcome.is_ok() && drill {
-                match capture.digest() {
-                    Ok(found) => digest = Some(found),
-                    Err(error) => outcome = Err(error),
+        let done = self
+            .shared
+            .work(move || {
+                let mut staged = Vec::new();
+                let mut outcome = capture.pass().map(|more| staged.extend(more));
+                if let (Ok(()), Some(why)) = (&outcome, snapshot) {
+                    outcome = capture.snapshot_now(&why).map(|more| staged.extend(more));
                 }
                 if outcome.is_ok() {
-                    outcome = capture.pass().map(|more| staged.extend(more));
+                    outcome = capture.checkpoint_if_due().map(|more| staged.extend(more));
                 }
-            }
-            (capture, staged, outcome, digest)
-        })
-        .await;
-        drop(turn);
+                let mut digest = None;
+                if outcome.is_ok() && drill {
+                    match capture.digest() {
+                        Ok(found) => digest = Some(found),
+                        Err(error) => outcome = Err(error),
+                    }
+                    if outcome.is_ok() {
+                        outcome = capture.pass().map(|more| staged.extend(more));
+                    }
+                }
+                (capture, staged, outcome, digest)
+            })
+            .await;
         let Some((capture, staged, outcome, digest)) = done else {
             return Some(self.refused(&NotTaken::Remote("it could not be captured".to_owned())));
         };
@@ -823,21 +856,24 @@ impl Driver {
             place.hot(None, capture.seen());
         }
         let lines = &self.database.lines;
-        if now < self.quiet + self.shared.options.rest_after || lines.iter().any(|line| line.needs_base()) {
+        let long = now >= self.quiet + self.shared.options.rest_after;
+        if !long && !std::mem::take(&mut self.fresh) || lines.iter().any(|line| line.needs_base()) {
             self.held = Held::Live(capture, permit);
             return Some(now + LOOK);
         }
         // Whatever comes of it, it is tried again only after a while.
         self.quiet = now;
-        let done = blocking(move || match capture.checkpoint_now() {
-            Ok(staged) if staged.is_empty() => (capture.rest().map_err(|refused| refused.unharmed), staged),
-            Ok(staged) => (Err(*capture), staged),
-            Err(error) => {
-                tracing::debug!(%error, "cannot checkpoint");
-                (Err(*capture), Vec::new())
-            }
-        })
-        .await;
+        let done = self
+            .shared
+            .work(move || match capture.checkpoint_now() {
+                Ok(staged) if staged.is_empty() => (capture.rest().map_err(|refused| refused.unharmed), staged),
+                Ok(staged) => (Err(*capture), staged),
+                Err(error) => {
+                    tracing::debug!(%error, "cannot checkpoint");
+                    (Err(*capture), Vec::new())
+                }
+            })
+            .await;
         let Some((rested, staged)) = done else {
             return Some(self.refused(&NotTaken::Remote("it could not be left to rest".to_owned())));
         };
@@ -905,7 +941,7 @@ impl Driver {
         }
         face.concern = concern;
         if !staged.is_empty() {
-            self.quiet = started;
+            (self.quiet, self.fresh) = (started, false);
             face.counters.syncs += 1;
             face.counters.sync_time += started.elapsed();
             face.counters.wal_bytes += staged.iter().map(|staged| staged.wal_bytes).sum::<u64>();
@@ -916,8 +952,8 @@ impl Driver {
     async fn finish(&mut self) -> Option<Instant> {
         let clock = self.shared.options.clock.clone();
         let outcome = match std::mem::take(&mut self.held) {
-            Held::Live(capture, _permit) => blocking(move || capture.stop()).await,
-            Held::Resting(resting, _permit) => blocking(move || resting.stop(Box::new(move || clock()))).await,
+            Held::Live(capture, _permit) => self.shared.work(move || capture.stop()).await,
+            Held::Resting(resting, _permit) => self.shared.work(move || resting.stop(Box::new(move || clock()))).await,
             Held::Nothing | Held::Parked(_) => None,
         };
         match outcome {

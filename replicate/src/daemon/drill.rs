@@ -119,7 +119,7 @@ impl Database {
         let path = folder.join("restored.db");
         let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
         remove(&folder).map_err(failed)?;
-        std::fs::create_dir_all(&folder).map_err(failed)?;
+        crate::files::create_folder(&folder).map_err(failed)?;
         let options = RestoreOptions { target: Moment::Txid(txid), ..RestoreOptions::default() };
         let outcome = match Box::pin(restore(&line.target.replica, &path, &options)).await {
             Ok(_) => {

@@ -68,9 +68,6 @@ fn humantime(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }
 
-/// How often it is looked whether something is to be compacted.
-const LOOK: Duration = Duration::from_secs(1);
-
 /// What all databases share.
 #[derive(Debug)]
 struct Shared {
@@ -98,6 +95,12 @@ impl Drop for Shared {
 }
 
 impl Shared {
+    /// Runs what blocks, when it is its turn. `None` where it panicked.
+    async fn work<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let _turn = self.captures.acquire().await.ok()?;
+        blocking(work).await
+    }
+
     fn databases(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Arc<Database>>> {
         self.databases.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -131,7 +134,7 @@ impl Daemon {
             runtime: tokio::runtime::Handle::current(),
             options,
         });
-        tokio::spawn(keep(Arc::downgrade(&shared)));
+        tokio::spawn(keep(Arc::downgrade(&shared), shared.options.upkeep_every));
         let swept = Arc::downgrade(&shared);
         let thread = std::thread::Builder::new().name("litestream-sweep".to_owned()).spawn(move || sweep::run(&swept));
         if let Err(error) = thread {
@@ -280,9 +283,9 @@ async fn take_up(shared: Arc<Shared>) {
 }
 
 /// Compacts replicas when that is due, until nobody has the daemon any more.
-async fn keep(shared: Weak<Shared>) {
+async fn keep(shared: Weak<Shared>, every: Duration) {
     loop {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(every).await;
         let Some(shared) = shared.upgrade() else { return };
         let now = (shared.options.clock)();
         let due: Vec<_> = shared.databases().values().filter(|database| database.claim_upkeep(now)).cloned().collect();

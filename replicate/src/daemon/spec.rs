@@ -31,6 +31,8 @@ pub struct Options {
     pub merges: usize,
     /// For how long nothing must have changed before a database is left to rest. Default: 10 s.
     pub rest_after: Duration,
+    /// How often it is looked whether something is to be compacted, or drilled. Default: 1 s.
+    pub upkeep_every: Duration,
     /// How many descriptors may be used for databases. Default: what the process may have, less a few.
     pub descriptors: u64,
     /// After how much of the store's time since the last proof it is looked whether another writer went on. Default: 60 s.
@@ -49,6 +51,7 @@ impl Options {
             uploads: 64,
             merges: 2,
             rest_after: Duration::from_secs(10),
+            upkeep_every: Duration::from_secs(1),
             descriptors: u64::MAX,
             fence_window: litestream_pageindex::fence::WINDOW,
         }

@@ -18,6 +18,8 @@ const COLD: (Duration, Duration) = (Duration::from_millis(50), Duration::from_mi
 const THRIFT: u32 = 300;
 /// How often those are looked at that are parked.
 const PARKED: Duration = Duration::from_secs(1);
+/// Two system calls for each of them; where there are many, they wait longer.
+const EACH: Duration = Duration::from_millis(2);
 /// In how many of these rounds it is looked once whether the files are still the same.
 const ROUNDS: usize = 30;
 
@@ -176,7 +178,7 @@ pub(crate) fn run(shared: &Weak<Shared>) {
         let mut odd = Vec::new();
         if now >= parked {
             odd = slots.odd();
-            parked = now + PARKED;
+            parked = now + PARKED.max(EACH * u32::try_from(odd.len()).unwrap_or(u32::MAX));
         }
         drop(slots);
         for (database, notice) in noticed {
@@ -259,6 +261,7 @@ fn make_room(shared: &Arc<Shared>) {
     }
     let count = (enough - room).div_ceil(super::database::RESTING as usize);
     let resting = shared.sweep.slots().resting(count);
+    tracing::debug!(room, few, count, resting = resting.len(), "descriptors run short: parking");
     for database in resting {
         database.park();
     }

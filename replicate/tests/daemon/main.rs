@@ -6,3 +6,4 @@ mod keeps_small;
 mod replicas;
 mod site;
 mod survives;
+mod two_hours;

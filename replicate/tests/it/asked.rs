@@ -20,10 +20,8 @@ fn a_snapshot_that_is_asked_for_holds_everything_and_is_the_next_txid() {
         let last = staged.last().unwrap().clone();
         assert!(last.complete);
         // A replica that begins with it has everything, and so has one that had all before.
-        let mut fresh = Replica {
-            newest: Some(Newest { txid: Txid(last.txid.0 - 1), checksum: None, time: None }),
-            ..Replica::default()
-        };
+        let newest = Newest { txid: Txid(last.txid.0 - 1), checksum: None, time: None };
+        let mut fresh = Replica::behind(newest);
         fresh.take(vec![last]);
         fresh.check(&database);
         world.replica.take(staged);

@@ -1,7 +1,7 @@
 //! A database, an application's connections to it, and a replica that applies what was captured.
 
 use std::error::Error;
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -20,6 +20,8 @@ pub(crate) struct World {
     pub(crate) path: PathBuf,
     pub(crate) replica: Replica,
     pub(crate) time: Arc<AtomicI64>,
+    /// From which size on snapshots let the log begin anew.
+    pub(crate) large: u64,
 }
 
 /// What a replica would hold.
@@ -28,7 +30,7 @@ pub(crate) struct Replica {
     pub(crate) newest: Option<Newest>,
     pub(crate) page_size: Option<PageSize>,
     pub(crate) image: Vec<u8>,
-    pub(crate) beyond: Vec<u8>,
+    beyond: Vec<u8>,
     /// How many of the files held everything.
     pub(crate) complete: u32,
     pub(crate) files: u32,
@@ -41,6 +43,11 @@ impl Remote for Replica {
 }
 
 impl Replica {
+    /// One that has nothing, and is to have what comes behind a TXID.
+    pub(crate) fn behind(newest: Newest) -> Self {
+        Self { newest: Some(newest), ..Self::default() }
+    }
+
     /// Applies files, each of which must be the next one.
     pub(crate) fn take(&mut self, staged: Vec<Staged>) {
         for staged in staged {
@@ -123,7 +130,13 @@ impl World {
     pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().canonicalize().unwrap().join("db");
-        Self { _folder: folder, path, replica: Replica::default(), time: Arc::new(AtomicI64::new(1_000_000)) }
+        Self {
+            _folder: folder,
+            path,
+            replica: Replica::default(),
+            time: Arc::new(AtomicI64::new(1_000_000)),
+            large: 1 << 30,
+        }
     }
 
     /// A world with a database in WAL mode that has a table, and the application's connection to it.
@@ -154,7 +167,9 @@ impl World {
     }
 
     pub(crate) fn settings(&self) -> Settings {
-        settings(&self.path)
+        let mut settings = settings(&self.path);
+        settings.large = self.large;
+        settings
     }
 
     pub(crate) fn start(&mut self) -> Capture {
@@ -182,8 +197,11 @@ impl World {
     }
 
     /// The salts that the log's file begins with.
+    #[expect(clippy::disallowed_methods, reason = "a log has no locks")]
     pub(crate) fn salts(&self) -> Vec<u8> {
-        read(&self.wal()).get(16..24).unwrap_or_default().to_vec()
+        let mut head = Vec::new();
+        std::fs::File::open(self.wal()).unwrap().take(24).read_to_end(&mut head).unwrap();
+        head.split_off(head.len().min(16))
     }
 }
 

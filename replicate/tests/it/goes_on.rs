@@ -200,3 +200,30 @@ fn a_page_size_that_changed_is_a_snapshot() {
     assert!(anew);
     assert_eq!(world.replica.page_size.unwrap().get(), 8192);
 }
+
+/// A file that waits is damaged: it is as if it were not there.
+#[test]
+fn a_damaged_file_that_waits_is_taken_for_gone() {
+    let (mut world, database) = World::with_database(4096);
+    let mut capture = world.start();
+    for _ in 0..3 {
+        insert(&database, 5, 1000);
+        world.pass(&mut capture, &database);
+    }
+    for (round, damage) in ["cut", "empty", "garbage"].into_iter().enumerate() {
+        insert(&database, 5, 1000);
+        let staged = capture.pass().unwrap().remove(0);
+        drop(capture);
+        let mut bytes = read(&staged.path);
+        match damage {
+            "cut" => bytes.truncate(bytes.len() / 2),
+            "empty" => bytes.clear(),
+            _ => bytes.fill(0x5a),
+        }
+        write(&staged.path, &bytes);
+        let anew;
+        (capture, anew) = again(&mut world, &database);
+        assert!(anew, "{damage}");
+        assert_eq!(capture.txid(), Txid(5 + round as u64));
+    }
+}

@@ -1,7 +1,8 @@
 //! Real processes, stopped and killed: an application that we capture, and ourselves.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use litestream_replicate::{Capture, Error};
@@ -18,22 +19,31 @@ pub(crate) struct Process(Child);
 
 impl Process {
     pub(crate) fn start(role: &str, path: &Path) -> Self {
-        Self::run(Command::new(std::env::current_exe().unwrap()), role, path)
+        Self::run(Command::new(std::env::current_exe().unwrap()), role, path, Stdio::null())
+    }
+
+    /// One that is told what to do, and answers.
+    pub(crate) fn start_to_talk(role: &str, path: &Path) -> (Self, ChildStdin, ChildStdout) {
+        let mut process = Self::run(Command::new(std::env::current_exe().unwrap()), role, path, Stdio::piped());
+        let (stdin, stdout) = (process.0.stdin.take(), process.0.stdout.take());
+        (process, stdin.unwrap(), stdout.unwrap())
     }
 
     pub(crate) fn id(&self) -> u32 {
         self.0.id()
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.0), signal).unwrap();
     }
 
     /// Stops it wherever it is, every thread of it.
-    fn pause(&self) {
+    pub(crate) fn pause(&self) {
         self.signal(Signal::STOP);
         let tasks = format!("/proc/{}/task", self.0.id());
         wait_for("to stop", || {
+            // It needs the processor for that, which it may have to share with us.
+            std::thread::park_timeout(Duration::from_micros(200));
             std::fs::read_dir(&tasks).unwrap().all(|task| {
                 let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
                 stat.rsplit_once(") ").unwrap().1.starts_with('T')
@@ -41,7 +51,7 @@ impl Process {
         });
     }
 
-    fn kill(self) {
+    pub(crate) fn kill(self) {
         drop(self);
     }
 
@@ -54,14 +64,18 @@ impl Process {
         }
         let mut command = Command::new("unshare");
         command.arg("-m").arg(std::env::current_exe().unwrap());
-        Some(Self::run(command, role, path))
+        Some(Self::run(command, role, path, Stdio::null()))
     }
 
     /// The same with more in its environment.
     pub(crate) fn start_under(role: &str, path: &Path, environment: &[(&str, &PathBuf)]) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.envs(environment.iter().copied());
-        Self::run(command, role, path)
+        Self::run(command, role, path, Stdio::null())
+    }
+
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_some()
     }
 
     /// Waits until it has done what it had to, and has found nothing wrong.
@@ -74,9 +88,9 @@ impl Process {
         assert!(status.unwrap().success());
     }
 
-    fn run(mut command: Command, role: &str, path: &Path) -> Self {
+    fn run(mut command: Command, role: &str, path: &Path, stdout: Stdio) -> Self {
         command.args(["--exact", "processes::what_a_child_does", "--nocapture"]);
-        command.env(ROLE, role).env(DATABASE, path).stdin(Stdio::piped()).stdout(Stdio::null());
+        command.env(ROLE, role).env(DATABASE, path).stdin(Stdio::piped()).stdout(stdout);
         Self(command.spawn().unwrap())
     }
 }
@@ -101,6 +115,12 @@ pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 #[test]
 fn what_a_child_does() {
     let (Ok(role), Some(path)) = (std::env::var(ROLE), std::env::var_os(DATABASE)) else { return };
+    // These read what they are told, and end with it.
+    match role.as_str() {
+        "obedient" => return crate::application::obey(&PathBuf::from(path)),
+        "frugal" => return crate::resting::hold_many(),
+        _ => {}
+    }
     // Whoever started this is gone when its end of the pipe is.
     std::thread::spawn(|| {
         let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
@@ -111,9 +131,21 @@ fn what_a_child_does() {
     match role.as_str() {
         "application" => application(&path, seed),
         "capture" => capture(&path, seed),
+        "leisurely" => crate::application::write_now_and_then(&path, seed),
+        "exclusive" => {
+            let database = connect(&path);
+            database.execute_batch("PRAGMA locking_mode=EXCLUSIVE; INSERT INTO t (body) VALUES (1)").unwrap();
+            loop {
+                std::thread::park();
+            }
+        }
         "mounted alone" => crate::table::mounted_alone(&path),
         "obeys" => crate::disk::obey(&path),
         "our fsyncs fail" => crate::disk::our_fsyncs_fail(),
+        "captures" => crate::untouched::capture_until_done(&path, false),
+        "captures and checkpoints" => crate::untouched::capture_until_done(&path, true),
+        "hasty" => crate::untouched::hasty(&path, Duration::ZERO),
+        "patient for a second" => crate::untouched::hasty(&path, Duration::from_secs(1)),
         "disk full" => crate::disk::disk_full(),
         role => crate::table::application(role, &path),
     }
@@ -157,6 +189,7 @@ fn capture(path: &Path, seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut settings = settings(path);
     (settings.checkpoint_pages, settings.truncate_pages, settings.cut) = (40, 200, 100_000);
+    settings.large = random.u64(0..2);
     let mut time = 0;
     let clock = Box::new(move || {
         time += 1;
@@ -206,11 +239,13 @@ fn an_application_that_is_stopped_and_killed() {
                 let files = world.replica.files;
                 // Nothing can come while it stands still over a lock.
                 wait_for("something to capture", || {
+                    world.time.fetch_add(200, Ordering::Relaxed);
                     let staged = if random.u8(0..9) == 0 { capture.checkpoint_if_due() } else { capture.pass() };
                     world.replica.take(staged.unwrap());
                     world.replica.files > files
                 });
             }
+            world.time.fetch_add(1_000, Ordering::Relaxed);
             application.pause();
             // It may have stopped while it publishes a transaction: then nobody can read.
             match capture.pass() {
@@ -224,7 +259,11 @@ fn an_application_that_is_stopped_and_killed() {
             application.signal(Signal::CONT);
         }
         application.kill();
-        world.pass(&mut capture, &database);
+        // Whatever it left in the log stands still.
+        for _ in 0..5 {
+            world.time.fetch_add(1_000, Ordering::Relaxed);
+            world.pass(&mut capture, &database);
+        }
     }
     assert_eq!(capture.snapshots(), 1);
 }
