@@ -10,7 +10,7 @@ use super::ours::{Ours, config};
 use super::replicate_commands::{make, same};
 use super::world::World;
 use crate::litestream::file_url;
-use crate::process::{converse, wait_until};
+use crate::process::converse;
 
 fn text(path: &Path) -> Result<&str> {
     path.to_str().context("the path is no text")
@@ -97,18 +97,28 @@ pub(super) fn two_daemons(world: &World, folder: &Path) -> Result<String> {
     ensure!(status.code() == Some(1) && log.contains("mine.db"), "whoever was fenced ended with {status}:\n{log}");
     drop(yours);
 
-    // The same database twice: the second one must not take the first one's files for its own.
-    let both = Ours::start(world, &config(&places[1], "", &[(&two, &url)])?)?;
-    both.sync(&two)?;
-    let mut again = world.our();
-    again.args(["replicate", "-once"]).arg(&two).arg(&url);
-    let said = converse("a second daemon", &mut again, "", DEADLINE)?;
-    let outcome = if said.status.success() { "went through" } else { "was refused" };
+    // The same database twice: the second one waits until the first has ended, and takes over.
+    std::fs::remove_file(places[1].join("ours.sock")).ok();
+    let first_of_two = Ours::start(world, &config(&places[1], "", &[(&two, &url)])?)?;
+    first_of_two.sync(&two)?;
+    let mut once = world.our();
+    once.args(["replicate", "-once"]).arg(&two).arg(&url);
+    let said = converse("a second daemon", &mut once, "", DEADLINE)?;
+    let refused = said.status.code() == Some(1) && said.stderr.contains("is replicated by another process");
+    ensure!(refused, "a second daemon ended with {}:\n{}", said.status, said.stderr);
+    let next = Ours::start(world, &config(&places[0], "", &[(&two, &url)])?)?;
     for number in 0..20 {
         second.execute("INSERT INTO t VALUES (?1)", [format!("both {number}")])?;
-        both.sync(&two)?;
+        first_of_two.sync(&two)?;
     }
-    same(world, &url, &second).context("after a second daemon on one database")?;
-    wait_until("it to go on", DEADLINE, || Ok(Some(())))?;
-    Ok(format!("one replica: the first is fenced; one database: the second {outcome}"))
+    let waiting = next.listed(&two)?;
+    says(&waiting, "status", "waiting")?;
+    ensure!(waiting["error"].as_str().is_some_and(|why| why.contains("another process")), "it says {waiting}");
+    same(world, &url, &second).context("beside a second daemon on one database")?;
+    second.execute("INSERT INTO t VALUES ('between')", [])?;
+    drop(first_of_two);
+    second.execute("INSERT INTO t VALUES ('after')", [])?;
+    next.sync(&two)?;
+    same(world, &url, &second).context("once the second daemon has taken over")?;
+    Ok("one replica: the first is fenced; one database: the second waits, and takes over".to_owned())
 }
