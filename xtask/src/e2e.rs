@@ -21,8 +21,13 @@ mod go_blockmap;
 mod hosts;
 mod juicefs;
 mod live;
+mod ours;
 mod page_sizes;
 mod readers;
+mod replicate_commands;
+mod replicate_control;
+mod replicate_juicefs;
+mod replicate_switch;
 mod sandwiches;
 mod volume;
 mod world;
@@ -66,7 +71,7 @@ struct Scenario {
 
 /// Every scenario, in the order in which they run. Those of one backend share a recording, so the compactions, which
 /// change it, stand behind.
-const SCENARIOS: [Scenario; 18] = [
+const SCENARIOS: [Scenario; 21] = [
     Scenario { name: "minio-live", run: |world| live::live(world, Backend::S3) },
     Scenario { name: "file-live", run: |world| live::live(world, Backend::File) },
     Scenario { name: "bucket-root", run: live::bucket_root },
@@ -85,6 +90,9 @@ const SCENARIOS: [Scenario; 18] = [
     Scenario { name: "vfs-process", run: hosts::vfs_process },
     Scenario { name: "vfs-writes", run: writes::vfs_writes },
     Scenario { name: "vfs-story", run: writes::vfs_story },
+    Scenario { name: "replicate-commands", run: replicate_commands::replicate_commands },
+    Scenario { name: "replicate-switch", run: replicate_switch::replicate_switch },
+    Scenario { name: "replicate-juicefs", run: replicate_juicefs::replicate_juicefs },
 ];
 
 #[derive(Tabled)]

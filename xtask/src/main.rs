@@ -37,7 +37,7 @@ enum Command {
     Fixtures(fixtures::Arguments),
     /// Measures our speed, side by side with real Litestream's and with `cp`
     Bench(bench::Arguments),
-    /// Kills many restores, and makes many under faults
+    /// Kills restores, writers and our daemon many times, and has stores fail
     Soak(soak::Arguments),
     /// What `soak` starts in processes of their own
     #[command(hide = true)]
@@ -45,6 +45,9 @@ enum Command {
     /// The same
     #[command(hide = true)]
     SoakReader(soak::Reader),
+    /// The same
+    #[command(hide = true)]
+    SoakApp(soak::App),
     /// Our program and real Litestream on the same replicas, in a real object store
     E2e(e2e::Arguments),
     /// Fuzzes the readers of the LTX format
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Command::Soak(arguments) => soak::run(&arguments),
         Command::SoakWriter(arguments) => soak::write(&arguments),
         Command::SoakReader(arguments) => soak::read(&arguments),
+        Command::SoakApp(arguments) => soak::live(&arguments),
         Command::E2e(arguments) => e2e::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Tools => tools::check(),

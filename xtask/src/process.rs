@@ -86,11 +86,29 @@ impl Process {
         wait_until(&what, deadline, || Ok(self.child.try_wait()?)).with_context(|| self.log_tail())
     }
 
+    /// How it has ended, if it has.
+    pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// Sends a signal, and does not wait.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("the child has no process id")?;
+        kill_process(pid, signal).with_context(|| format!("cannot stop {}", self.name))
+    }
+
     /// SIGTERM, then waits for it to end. Its exit code is returned, not judged.
     pub(crate) fn terminate(mut self, deadline: Duration) -> Result<ExitStatus> {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("the child has no process id")?;
-        kill_process(pid, Signal::TERM).with_context(|| format!("cannot stop {}", self.name))?;
+        self.signal(Signal::TERM)?;
         self.wait(deadline)
+    }
+
+    /// SIGKILL. Returns all that it has ever said.
+    pub(crate) fn kill(mut self) -> String {
+        // Already ended: both are harmless.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.log()
     }
 
     fn log_tail(&self) -> String {

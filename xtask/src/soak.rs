@@ -1,5 +1,5 @@
-//! `cargo xtask soak`: what only many tries show. Restores and writers that are killed at random instants, writers that race or
-//! sleep, readers that hydrate meanwhile, and restores, queries and writes with a store that fails.
+//! `cargo xtask soak`: what only many tries show. Restores, writers and our daemon that are killed at random instants, writers that race
+//! or sleep, readers that hydrate meanwhile, and restores, queries and writes with a store that fails.
 //!
 //! Every case is a function of the seed, which is printed; only the instants at which the system does things are not.
 
@@ -20,9 +20,11 @@ use crate::litestream::file_url;
 
 mod company;
 mod queries;
+mod replicate;
 mod writes;
 
 pub(crate) use company::{Reader, read};
+pub(crate) use replicate::{App, live};
 pub(crate) use writes::{Writer, write};
 
 /// How long a restore may take however it is hindered, before it is called hung.
@@ -46,6 +48,9 @@ pub(crate) struct Arguments {
     /// Repeats a run [default: another one each time]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// How long our daemon is killed, in seconds [default: 600]
+    #[arg(long, value_name = "N")]
+    seconds: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -66,6 +71,8 @@ enum Part {
     Outage,
     /// Stop a writer while another goes on
     Sleepers,
+    /// Kill our daemon, and the applications beside it
+    Replicate,
 }
 
 /// How many cases passed and failed.
@@ -121,6 +128,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     if wanted(Part::Sleepers) {
         company::sleepers(if arguments.short { 1 } else { 10 }, seed, &mut tally)?;
+    }
+    if wanted(Part::Replicate) {
+        let (seconds, every) = if arguments.short { (30, 10) } else { (600, 20) };
+        let time = Duration::from_secs(arguments.seconds.unwrap_or(seconds));
+        let options = replicate::Options { seed, time, every: Duration::from_secs(every) };
+        replicate::replicate(&ours, options, &mut tally)?;
     }
     let Tally { passed, failed } = tally;
     println!("{passed} passed, {failed} failed");

@@ -102,10 +102,17 @@ struct Known {
     newest: Option<Newest>,
     /// Up to where all of them hold everything.
     floor: Txid,
+    /// What lay in the folder when they were asked.
+    left: Option<Left>,
+    folder: PathBuf,
 }
 
 impl Remote for Known {
     fn newest(&mut self) -> Result<Option<Newest>, Box<dyn std::error::Error + Send + Sync>> {
+        // Nobody else can go on from here on; but whoever did until a moment ago may have uploaded something since they were asked.
+        if Left::read(&self.folder) != self.left {
+            return Err("another process has gone on since the replica was asked".into());
+        }
         Ok(self.newest)
     }
 
@@ -760,7 +767,8 @@ impl Driver {
         let capture = self
             .shared
             .work(move || {
-                let (clock, mut known) = (Box::new(move || clock()), Known { newest, floor });
+                let folder = settings.meta_path.clone();
+                let (clock, mut known) = (Box::new(move || clock()), Known { newest, floor, left, folder });
                 match parked {
                     Some(parked) => parked.wake(clock, &mut known),
                     None => Capture::start(settings, clock, &mut known),
@@ -769,7 +777,13 @@ impl Driver {
             .await;
         let (capture, staged) = match capture {
             Some(Ok(started)) => started,
-            Some(Err(error)) => return Err(NotTaken::Capture(error)),
+            Some(Err(error)) => {
+                if matches!(error, Error::Replicated(_) | Error::Remote(_)) {
+                    // Another process uploads meanwhile: the next try asks again.
+                    database.lines.iter().filter(|line| !line.is_fenced()).for_each(|line| line.forget());
+                }
+                return Err(NotTaken::Capture(error));
+            }
             None => return Err(NotTaken::Remote("it could not be asked".to_owned())),
         };
         for line in &database.lines {

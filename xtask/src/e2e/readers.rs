@@ -20,11 +20,7 @@ const SUM: i64 = 400;
 
 /// See the module.
 pub(super) fn vfs_readers(world: &mut World) -> Checked {
-    static REGISTERED: AtomicBool = AtomicBool::new(false);
-    if !REGISTERED.swap(true, Ordering::SeqCst) {
-        ensure!(litestream_vfs::register(rusqlite::ffi::sqlite3_auto_extension), "cannot register the VFS");
-        drop(Connection::open_in_memory()?);
-    }
+    register()?;
     let kitchen = Kitchen::open(world, "vfs-readers", DELETES, Duration::from_secs(3))?;
     let uri = world.vfs_uri(&kitchen.url);
     let (reading, done) = (world.reading, AtomicBool::new(false));
@@ -48,6 +44,16 @@ pub(super) fn vfs_readers(world: &mut World) -> Checked {
         "{READERS} readers, {transactions} transactions in {} s, each sound and none older than the one before; at least {moves} states each, of {written} written",
         reading.as_secs()
     ))
+}
+
+/// Puts our VFS into this process, once.
+pub(super) fn register() -> Result<()> {
+    static REGISTERED: AtomicBool = AtomicBool::new(false);
+    if !REGISTERED.swap(true, Ordering::SeqCst) {
+        ensure!(litestream_vfs::register(rusqlite::ffi::sqlite3_auto_extension), "cannot register the VFS");
+        drop(Connection::open_in_memory()?);
+    }
+    Ok(())
 }
 
 struct Seen {

@@ -313,7 +313,8 @@ impl World {
         command
     }
 
-    fn our(&self) -> Command {
+    /// Our program, with the keys of the store.
+    pub(super) fn our(&self) -> Command {
         let mut command = Command::new(&self.ours);
         self.store.authorize(&mut command);
         command

@@ -1,0 +1,245 @@
+//! Our daemon as it is killed and started again, and what its logs tell over all its lives.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::store::Store;
+use crate::process::{Process, run, tail, wait_until};
+
+/// How long it may take to answer, and to bring a replica up to date.
+const ANSWER: Duration = Duration::from_secs(60);
+/// So long after a signal it is killed.
+const LONGEST_END: Duration = Duration::from_secs(15);
+/// The end of so many lives is kept for whoever looks for the cause of a failure.
+const REMEMBERED: usize = 4;
+
+/// The daemon: running, ending after a signal, or dead.
+pub(super) struct Daemon {
+    ours: PathBuf,
+    config: PathBuf,
+    socket: PathBuf,
+    log: PathBuf,
+    metrics: Option<String>,
+    running: Option<Process>,
+    ending: Option<(Process, Instant)>,
+    pub(super) told: Told,
+    seen: Vec<String>,
+}
+
+/// What its lives were like.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    pub(super) starts: u32,
+    pub(super) kills: u32,
+    pub(super) signals: u32,
+    /// Why all of a database was captured, and how often.
+    snapshots: BTreeMap<String, u32>,
+    /// Lines that must never be.
+    pub(super) alarms: Vec<String>,
+}
+
+impl Told {
+    /// How often all of a database was captured.
+    pub(super) fn snapshots(&self) -> u32 {
+        self.snapshots.values().sum()
+    }
+
+    fn read(&mut self, log: &str) {
+        for line in log.lines() {
+            if line.contains("new snapshot") {
+                *self.snapshots.entry(reason(line)).or_default() += 1;
+            }
+            let alarm = ["panicked", "a part of the program failed", "cannot follow", "another writer went on"];
+            if alarm.iter().any(|alarm| line.contains(alarm)) {
+                self.alarms.push(line.to_owned());
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Told {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { starts, kills, signals, .. } = self;
+        write!(f, "{starts} starts, {kills} kills, {signals} signals, {} snapshots", self.snapshots())?;
+        self.snapshots.iter().try_for_each(|(why, times)| write!(f, "\n  {times:>5} × {why}"))
+    }
+}
+
+/// Why, with every number left out.
+fn reason(line: &str) -> String {
+    let said = line.split_once("msg=").map_or(line, |(_, said)| said).trim_matches('"');
+    let said = said.split_once(" path=").map_or(said, |(said, _)| said).trim_end_matches('"');
+    let mut why = String::new();
+    for word in said.split(' ') {
+        let number = word.len() >= 16 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let word: String = word.chars().filter(|c| !c.is_ascii_digit()).collect();
+        let _ = write!(why, "{}{}", if why.is_empty() { "" } else { " " }, if number { "N" } else { &word });
+    }
+    why
+}
+
+impl Daemon {
+    /// Writes its configuration; nothing runs yet.
+    pub(super) fn new(
+        ours: &Path,
+        folder: &Path,
+        databases: &[(PathBuf, String)],
+        addr: Option<String>,
+    ) -> Result<Self> {
+        let (config, socket) = (folder.join("litestream.yml"), folder.join("control.sock"));
+        let mut yaml = format!(
+            "socket: {{enabled: true, path: {}}}
+levels: [{{interval: 2s}}, {{interval: 10s}}]
+snapshot: {{interval: 20s, retention: 60s}}
+l0-retention: 5s
+l0-retention-check-interval: 2s
+shutdown-sync-timeout: 10s
+",
+            socket.display()
+        );
+        if let Some(addr) = &addr {
+            let _ = writeln!(yaml, "addr: '{addr}'");
+        }
+        yaml.push_str("dbs:\n");
+        for (database, url) in databases {
+            let _ = writeln!(
+                yaml,
+                "  - path: {}
+    checkpoint-interval: 5s
+    min-checkpoint-page-count: 300
+    truncate-page-n: 3000
+    replica: {{url: '{url}', sync-interval: 100ms}}",
+                database.display()
+            );
+        }
+        std::fs::write(&config, yaml)?;
+        let (log, ours) = (folder.join("litestream.log"), ours.to_owned());
+        let (running, ending, told, seen) = (None, None, Told::default(), Vec::new());
+        Ok(Self { ours, config, socket, log, metrics: addr, running, ending, told, seen })
+    }
+
+    pub(super) fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(&self.ours);
+        command.arg(name).env_remove("LITESTREAM_CONFIG").env_remove("LOG_LEVEL");
+        command
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// Starts it, once the one before has ended.
+    pub(super) fn start(&mut self, store: &Store) -> Result<()> {
+        if self.running.is_some() {
+            return Ok(());
+        }
+        if let Some((mut process, since)) = self.ending.take() {
+            let left = LONGEST_END.saturating_sub(since.elapsed());
+            // However it ends, the next one goes on.
+            let _ = process.wait(left);
+            self.bury(process);
+        }
+        let mut command = self.command("replicate");
+        command.arg("--config").arg(&self.config);
+        store.authorize(&mut command);
+        self.running = Some(Process::spawn("our litestream replicate", &mut command)?);
+        self.told.starts += 1;
+        Ok(())
+    }
+
+    /// An error, where it has ended by itself.
+    pub(super) fn check(&mut self) -> Result<()> {
+        let Some(process) = &mut self.running else { return Ok(()) };
+        if let Some(status) = process.ended()? {
+            let log = process.log();
+            ensure!(false, "the daemon has ended by itself ({status}):\n{}", tail(&log, 30));
+        }
+        Ok(())
+    }
+
+    pub(super) fn kill(&mut self) {
+        if let Some(process) = self.running.take() {
+            self.told.kills += 1;
+            self.bury(process);
+        }
+    }
+
+    /// Sends SIGTERM. It ends when it has.
+    pub(super) fn terminate(&mut self) -> Result<()> {
+        if let Some(process) = self.running.take() {
+            self.told.signals += 1;
+            process.signal(rustix::process::Signal::TERM)?;
+            self.ending = Some((process, Instant::now()));
+        }
+        Ok(())
+    }
+
+    fn bury(&mut self, process: Process) {
+        let log = process.kill();
+        self.told.read(&log);
+        self.seen.push(log);
+        if self.seen.len() > REMEMBERED {
+            self.seen.remove(0);
+        }
+    }
+
+    /// Brings a database's replica up to date. Returns its TXID.
+    pub(super) fn sync(&mut self, database: &Path) -> Result<String> {
+        let (start, mut last) = (Instant::now(), String::new());
+        loop {
+            self.check()?;
+            let mut command = self.command("sync");
+            command.args(["--wait", "--json", "--timeout", "60s", "--socket"]).arg(&self.socket).arg(database);
+            match run("litestream sync --wait", &mut command) {
+                Ok(said) => {
+                    let said: Value = serde_json::from_str(&said).context("litestream sync printed no JSON")?;
+                    ensure!(said["txid"] == said["replica_txid"], "a sync that is none: {said}");
+                    return Ok(said["txid"].as_str().context("a sync without a TXID")?.to_owned());
+                }
+                // It may have begun a moment ago.
+                Err(error) => last = format!("{error:#}; before: {}", tail(&last, 1)),
+            }
+            ensure!(start.elapsed() < ANSWER, "no sync within {} s: {last}", ANSWER.as_secs());
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+    }
+
+    /// What it says of each database.
+    pub(super) fn status(&mut self) -> Result<Vec<Value>> {
+        let mut command = self.command("status");
+        command.arg("--json").arg("--config").arg(&self.config).arg("--socket").arg(&self.socket);
+        let said =
+            wait_until("the daemon to tell its status", ANSWER, || Ok(run("litestream status", &mut command).ok()))?;
+        serde_json::from_str(&said).context("litestream status printed no JSON")
+    }
+
+    /// Ends it for good, and keeps its last logs in the folder.
+    pub(super) fn end(&mut self) -> Result<()> {
+        self.kill();
+        if let Some((process, _)) = self.ending.take() {
+            self.bury(process);
+        }
+        Ok(std::fs::write(&self.log, self.seen.join("\n=== the next life\n"))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_the_same_whatever_the_numbers() {
+        let line = |txid: &str| {
+            format!(
+                "time=2026-11-28T10:00:00.123Z level=WARN msg=\"the replica holds transaction {txid}, of which nothing is known here; new snapshot\" path=/a/b1.db"
+            )
+        };
+        assert_eq!(reason(&line("0000000000000017")), reason(&line("0000000000abcdef")));
+    }
+}
