@@ -267,20 +267,27 @@ impl Database {
     /// Lets go of a database that rests, where that can be done safely.
     pub(crate) fn park(&self) {
         let mut face = self.face();
-        match std::mem::take(&mut face.held) {
-            Held::Resting(resting, permit) => match resting.park() {
-                Ok(parked) => {
-                    drop(permit);
-                    face.held = Held::Parked(Arc::new(parked));
-                    let place = face.place.clone();
-                    drop(face);
-                    if let Some(place) = place {
-                        place.parked();
-                    }
+        let (mut resting, permit) = match std::mem::take(&mut face.held) {
+            Held::Resting(resting, permit) => (resting, permit),
+            held => {
+                face.held = held;
+                return;
+            }
+        };
+        if let Err(error) = resting.remember() {
+            tracing::debug!(path = %self.path().display(), %error, "cannot note what the database file is");
+        }
+        match resting.park() {
+            Ok(parked) => {
+                drop(permit);
+                face.held = Held::Parked(Arc::new(parked));
+                let place = face.place.clone();
+                drop(face);
+                if let Some(place) = place {
+                    place.parked();
                 }
-                Err(refused) => face.held = Held::Resting(Box::new(refused.unharmed), permit),
-            },
-            held => face.held = held,
+            }
+            Err(refused) => face.held = Held::Resting(Box::new(refused.unharmed), permit),
         }
     }
 
