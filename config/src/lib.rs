@@ -448,6 +448,14 @@ impl Config {
         })
     }
 
+    /// Whether a database lies in a configured directory, and is just what that makes of it: it need not be remembered then.
+    pub fn is_configured(&self, database: &DbConfig) -> bool {
+        self.dbs.iter().any(|entry| match entry {
+            DbEntry::Directory(config) => config.database(&database.path).as_ref() == Some(database),
+            DbEntry::Database(_) => false,
+        })
+    }
+
     /// All databases: the entries' own, and those that the directories hold now. None twice.
     ///
     /// # Errors

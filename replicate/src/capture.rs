@@ -86,6 +86,14 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// Takes no more memory than it needs.
+    pub(crate) fn shrink(&mut self) {
+        self.database.shrink_to_fit();
+        self.meta_path.shrink_to_fit();
+    }
+}
+
 /// Tells the time.
 pub type Clock = Box<dyn FnMut() -> Timestamp + Send>;
 

@@ -28,6 +28,13 @@ impl Concern {
     pub const fn pinned(lasting: Duration, bytes: u64) -> Self {
         Self::Pinned { lasting, bytes }
     }
+
+    /// Whether it has lasted for a minute: sooner it is nobody's business.
+    #[must_use]
+    pub const fn is_lasting(&self) -> bool {
+        let Self::Pinned { lasting, .. } = self;
+        lasting.as_secs() >= 60
+    }
 }
 
 impl fmt::Display for Concern {

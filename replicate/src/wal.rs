@@ -20,7 +20,7 @@ pub const FRAME_HEADER_LEN: usize = 24;
 /// What of the index is looked at, in 32-bit words: two copies of its header, and what checkpoints say of themselves.
 pub const INDEX_WORDS: usize = 33;
 /// Words in one copy of the index's header.
-pub(crate) const COPY: usize = 12;
+const COPY: usize = 12;
 /// Where in a copy it says what is committed, and in how many words.
 pub(crate) const INDEX_SAYS_FROM: usize = 2;
 /// How many words of the index say what is committed.

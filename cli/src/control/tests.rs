@@ -202,7 +202,7 @@ async fn what_is_registered_is_known_to_the_command_that_replicates() {
     );
     let config = Config::parse(&text, Path::new("litestream.yml"), false, &|_| None).unwrap();
     let listening = listen(&config.socket).await.unwrap();
-    let running = Arc::new(Running::new(config, litestream_storage::RetryPolicy::default()));
+    let running = Arc::new(Running::new(config, &litestream_storage::RetryPolicy::default()));
     let server = Server::start(listening, running.clone());
 
     let client = Client::at(&folder.path().join("control.sock"), Duration::from_secs(60));

@@ -16,7 +16,7 @@ use super::spec::Spec;
 use super::status::{Counters, Phase, Status};
 use super::sweep::Place;
 use super::{ControlError, Shared, Synced};
-use crate::{Capture, Error, Left, Newest, Parked, Refused, Remote, Resting, Staged};
+use crate::{Capture, Concern, Error, Left, Newest, Parked, Refused, Remote, Resting, Staged};
 
 /// The pauses after which a database is tried again that cannot be captured.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -33,7 +33,9 @@ pub(crate) const RESTING: u32 = 2;
 /// A database.
 #[derive(Debug)]
 pub(crate) struct Database {
+    /// Without the replicas.
     pub(crate) spec: Spec,
+    sync_interval: Duration,
     pub(crate) lines: Vec<Arc<Line>>,
     face: Mutex<Face>,
     /// Wakes the driver.
@@ -129,8 +131,10 @@ enum NotTaken {
 }
 
 impl Database {
-    pub(crate) fn new(spec: Spec) -> Self {
-        let lines = spec.replicas.iter().map(|target| Arc::new(Line::new(target.clone()))).collect();
+    pub(crate) fn new(mut spec: Spec) -> Self {
+        let sync_interval = spec.sync_interval();
+        let lines = std::mem::take(&mut spec.replicas).into_iter().map(|target| Arc::new(Line::new(target))).collect();
+        spec.settings.shrink();
         let face = Face {
             phase: Phase::Starting,
             driven: false,
@@ -158,6 +162,7 @@ impl Database {
         };
         Self {
             spec,
+            sync_interval,
             lines,
             face: Mutex::new(face),
             wake: Notify::new(),
@@ -206,7 +211,15 @@ impl Database {
 
     /// Whether something is to be compacted, and nobody is at it. Whoever is told so must end it.
     pub(crate) fn claim_upkeep(&self, now: Timestamp) -> bool {
-        self.lines.iter().any(|line| line.is_due(now)) && !self.keeping.swap(true, Ordering::SeqCst)
+        self.lines.iter().any(|line| line.is_due(now))
+            && !self.face().stopped
+            && !self.keeping.swap(true, Ordering::SeqCst)
+    }
+
+    /// When something is to be compacted, or it is to be drilled.
+    pub(crate) fn due(&self) -> i64 {
+        let due = self.lines.iter().map(|line| line.due()).min().unwrap_or(i64::MAX);
+        due.min(self.drill_due.load(Ordering::Relaxed))
     }
 
     pub(crate) fn end_upkeep(&self) {
@@ -290,7 +303,9 @@ impl Database {
             tokio::spawn(async move {
                 line.run(&shared.options, &shared.uploads, |staged| this.uploaded(staged, &shared)).await;
                 this.progress.notify_waiters();
-                this.wake.notify_one();
+                if line.needs_base() || line.wants_anew() {
+                    this.rouse(&shared);
+                }
             });
         }
     }
@@ -306,7 +321,9 @@ impl Database {
         if let Some(schedule) = &self.spec.schedule {
             let now = (shared.options.clock)();
             for line in &self.lines {
-                line.schedule(schedule, now, staged.checksum.0);
+                if let Some(due) = line.schedule(schedule, now, staged.checksum.0) {
+                    shared.due(due);
+                }
             }
         }
         self.progress.notify_waiters();
@@ -522,6 +539,7 @@ impl Database {
             }
             match Box::pin(line.keep(schedule, &shared.options.clock, all, &self.folder())).await {
                 Ok(kept) => {
+                    shared.due(line.due());
                     let mut face = self.face();
                     face.counters.compacted += kept.made as u64;
                     face.counters.l0_deleted += kept.deleted as u64;
@@ -529,8 +547,15 @@ impl Database {
                 Err(error) => {
                     let url = line.target.replica.url();
                     tracing::warn!(%url, %error, "cannot compact; trying again later");
+                    shared.due(line.due());
                     failed.push(format!("{url}: {error}"));
                 }
+            }
+        }
+        // One that rests has no need to know what files it has.
+        if self.face().phase == Phase::Idle {
+            for line in &self.lines {
+                line.forget_files();
             }
         }
         if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
@@ -583,7 +608,8 @@ struct Driver {
     /// To take it up.
     permit: Option<OwnedSemaphorePermit>,
     failures: u32,
-    /// When the last pass began that may have captured something.
+    /// When the last pass began, and the last one that captured something.
+    looked: Option<Instant>,
     last: Option<Instant>,
     /// Since when nothing has changed.
     quiet: Instant,
@@ -592,8 +618,17 @@ struct Driver {
 }
 
 async fn drive(database: Arc<Database>, shared: Arc<Shared>, held: Held, permit: Option<OwnedSemaphorePermit>) {
-    let mut driver =
-        Driver { database, shared, held, permit, failures: 0, last: None, quiet: Instant::now(), fresh: false };
+    let mut driver = Driver {
+        database,
+        shared,
+        held,
+        permit,
+        failures: 0,
+        looked: None,
+        last: None,
+        quiet: Instant::now(),
+        fresh: false,
+    };
     while let Some(until) = Box::pin(driver.step()).await {
         tokio::select! {
             () = tokio::time::sleep_until(until.into()) => {}
@@ -704,7 +739,7 @@ impl Driver {
         }
         let left = Left::read(&database.folder());
         for line in &database.lines {
-            if line.is_fenced() && line.target.auto_recover || line.needs_base() {
+            if line.wants_anew() || line.needs_base() {
                 line.forget();
             }
         }
@@ -761,7 +796,7 @@ impl Driver {
         }
         tracing::debug!(path = %database.path().display(), txid = %capture.txid(), "replicating");
         // Where nothing is going on, it rests at once.
-        (self.last, self.fresh) = (None, true);
+        (self.looked, self.last, self.fresh) = (None, None, true);
         database.upload(&self.shared);
         Ok(Box::new(capture))
     }
@@ -769,7 +804,7 @@ impl Driver {
     /// How long to wait between two passes: longer, where uploads do not keep up.
     fn pace(&self) -> Duration {
         let backlog = self.database.lines.iter().filter(|line| !line.is_fenced()).map(|line| line.waiting()).min();
-        let interval = self.database.spec.sync_interval();
+        let interval = self.database.sync_interval;
         match backlog.unwrap_or(0) {
             0 | 1 => interval,
             more => {
@@ -781,6 +816,12 @@ impl Driver {
     /// Captures where that is due. Tells when it will be.
     async fn tick(&mut self, mut capture: Box<Capture>, permit: OwnedSemaphorePermit) -> Option<Instant> {
         let now = Instant::now();
+        if self.database.lines.iter().any(|line| line.wants_anew()) {
+            // Another writer has been there. What was captured and not uploaded will be in the snapshot.
+            drop((capture, permit));
+            self.failures += 1;
+            return Some(now + PAUSE.0 * self.failures.min(30));
+        }
         let (asked, changed, snapshot, drill) = {
             let mut face = self.database.face();
             let now = face.urgent || face.asked > face.answered;
@@ -789,15 +830,16 @@ impl Driver {
         };
         let based = self.database.lines.iter().any(|line| line.needs_base());
         let snapshot = snapshot.or_else(|| based.then(|| "a replica lacks what comes before".to_owned()));
-        let wait = if changed.is_some() { self.pace() } else { LOOK };
-        let due = self.last.map_or(now, |last| last + wait);
+        let look = self.looked.map_or(now, |looked| looked + LOOK);
+        let due = if changed.is_some() { self.last.map_or(now, |last| last + self.pace()) } else { look };
         if now < due && asked.is_none() && snapshot.is_none() && !drill {
             self.held = Held::Live(capture, permit);
             return Some(due);
         }
         let started = Instant::now();
-        self.last = Some(started);
+        self.looked = Some(started);
         let since = self.database.face().changed.take();
+        let again = snapshot.clone();
         let before = capture.snapshots();
         let done = self
             .shared
@@ -855,7 +897,8 @@ impl Driver {
             Err(error) => {
                 self.held = Held::Live(capture, permit);
                 let mut face = self.database.face();
-                face.changed = face.changed.min(since).or(since).or(face.changed);
+                face.changed = [face.changed, since].into_iter().flatten().min();
+                face.snapshot = face.snapshot.take().or(again);
                 drop(face);
                 Some(self.refused(&NotTaken::Capture(error)))
             }
@@ -949,13 +992,13 @@ impl Driver {
         face.counters.snapshots += u64::from(snapshots);
         let (size, wal_size) = capture.sizes();
         (face.size, face.wal_size) = (size, wal_size);
-        let concern = capture.concern().map(|concern| concern.to_string());
+        let concern = capture.concern().filter(Concern::is_lasting).map(|concern| concern.to_string());
         if let (Some(concern), None) = (&concern, &face.concern) {
             tracing::warn!(path = %self.database.path().display(), concern);
         }
         face.concern = concern;
         if !staged.is_empty() {
-            (self.quiet, self.fresh) = (started, false);
+            (self.last, self.quiet, self.fresh) = (Some(started), started, false);
             face.counters.syncs += 1;
             face.counters.sync_time += started.elapsed();
             face.counters.wal_bytes += staged.iter().map(|staged| staged.wal_bytes).sum::<u64>();

@@ -48,24 +48,25 @@ fn is_damage(error: &litestream_hydrate::Error) -> bool {
 impl Database {
     /// How often it is drilled, if it is.
     fn drill_interval(&self) -> Option<Duration> {
-        let intervals = self.spec.replicas.iter().filter_map(|target| target.validation_interval);
+        let intervals = self.lines.iter().filter_map(|line| line.target.validation_interval);
         intervals.filter(|interval| !interval.is_zero()).min()
     }
 
     /// Puts the next drill off until an interval has passed, from now.
-    pub(crate) fn put_off_drill(&self, now: Timestamp) {
+    pub(crate) fn put_off_drill(&self, shared: &Shared, now: Timestamp) {
         let due = self.drill_interval().map_or(i64::MAX, |interval| {
             i64::try_from(interval.as_millis()).map_or(i64::MAX, |interval| now.0.saturating_add(interval))
         });
         self.drill_due.store(due, Ordering::Relaxed);
+        shared.due(due);
     }
 
     /// Whether a drill is due, of something that no drill has seen yet. Whoever is told so must ask for it.
-    pub(crate) fn claim_drill(&self, now: Timestamp) -> bool {
+    pub(crate) fn claim_drill(&self, shared: &Shared, now: Timestamp) -> bool {
         if self.drill_due.load(Ordering::Relaxed) > now.0 {
             return false;
         }
-        self.put_off_drill(now);
+        self.put_off_drill(shared, now);
         self.wants_drill()
     }
 

@@ -274,6 +274,11 @@ impl Line {
         self.state().fenced.is_some()
     }
 
+    /// Whether it is to be gone on with although another writer has been there.
+    pub(crate) fn wants_anew(&self) -> bool {
+        self.target.auto_recover && self.is_fenced()
+    }
+
     pub(crate) fn needs_base(&self) -> bool {
         self.state().needs_base
     }
@@ -489,14 +494,21 @@ impl Line {
 
 /// Keeping the replica small.
 impl Line {
-    /// Says that something was put, so that something will be due; `schedule` is the database's.
-    pub(crate) fn schedule(&self, schedule: &Schedule, now: Timestamp, jitter: u64) {
-        if self.due.load(Ordering::Relaxed) == NEVER {
-            let shortest = schedule.levels.iter().copied().chain([schedule.snapshots]).min().unwrap_or(Duration::MAX);
-            let wait = shortest.mul_f64(1.0 + (jitter % 256) as f64 / 1024.0).as_millis();
-            let due = i64::try_from(wait).map_or(NEVER, |wait| now.0.saturating_add(wait));
-            self.due.fetch_min(due, Ordering::Relaxed);
+    /// Says that something was put, so that something will be due; `schedule` is the database's. Tells when, where that is news.
+    pub(crate) fn schedule(&self, schedule: &Schedule, now: Timestamp, jitter: u64) -> Option<i64> {
+        if self.due() != NEVER {
+            return None;
         }
+        let shortest = schedule.levels.iter().copied().chain([schedule.snapshots]).min().unwrap_or(Duration::MAX);
+        let wait = shortest.mul_f64(1.0 + (jitter % 256) as f64 / 1024.0).as_millis();
+        let due = i64::try_from(wait).map_or(NEVER, |wait| now.0.saturating_add(wait));
+        self.due.fetch_min(due, Ordering::Relaxed);
+        Some(due)
+    }
+
+    /// When something is due.
+    pub(crate) fn due(&self) -> i64 {
+        self.due.load(Ordering::Relaxed)
     }
 
     /// Whether something is due.

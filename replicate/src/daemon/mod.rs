@@ -12,7 +12,7 @@ mod sweep;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -77,6 +77,8 @@ struct Shared {
     starts: Arc<Semaphore>,
     uploads: Semaphore,
     merges: Arc<Semaphore>,
+    /// When the next replica is to be compacted, or database drilled: before that nobody need look.
+    next_due: AtomicI64,
     databases: Mutex<BTreeMap<PathBuf, Arc<Database>>>,
     /// Those that are to be taken up, one after the other.
     queue: Mutex<VecDeque<Arc<Database>>>,
@@ -99,6 +101,11 @@ impl Shared {
     async fn work<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         let _turn = self.captures.acquire().await.ok()?;
         blocking(work).await
+    }
+
+    /// Says when something will be due.
+    fn due(&self, when: i64) {
+        self.next_due.fetch_min(when, Ordering::Relaxed);
     }
 
     fn databases(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Arc<Database>>> {
@@ -125,6 +132,7 @@ impl Daemon {
             starts: Arc::new(Semaphore::new(options.starts.max(1))),
             uploads: Semaphore::new(options.uploads.max(1)),
             merges: Arc::new(Semaphore::new(options.merges.max(1))),
+            next_due: AtomicI64::new(i64::MAX),
             databases: Mutex::default(),
             queue: Mutex::default(),
             starting: AtomicBool::new(false),
@@ -152,7 +160,7 @@ impl Daemon {
                 return false;
             }
             let database = Arc::new(Database::new(spec));
-            database.put_off_drill((self.0.options.clock)());
+            database.put_off_drill(&self.0, (self.0.options.clock)());
             databases.insert(path, database.clone());
             database
         };
@@ -272,6 +280,8 @@ async fn take_up(shared: Arc<Shared>) {
         let Ok(permit) = shared.starts.clone().acquire_owned().await else { return };
         let Some(database) = shared.queue().pop_front() else {
             shared.starting.store(false, Ordering::SeqCst);
+            // What was needed to take up many at once need not stay.
+            crate::sys::trim_heap();
             // Somebody may have come just before.
             if shared.queue().is_empty() || shared.starting.swap(true, Ordering::SeqCst) {
                 return;
@@ -288,9 +298,16 @@ async fn keep(shared: Weak<Shared>, every: Duration) {
         tokio::time::sleep(every).await;
         let Some(shared) = shared.upgrade() else { return };
         let now = (shared.options.clock)();
+        if shared.next_due.load(Ordering::Relaxed) > now.0 {
+            continue;
+        }
+        shared.next_due.store(i64::MAX, Ordering::Relaxed);
+        for database in shared.databases().values() {
+            shared.due(database.due());
+        }
         let due: Vec<_> = shared.databases().values().filter(|database| database.claim_upkeep(now)).cloned().collect();
         let drills: Vec<_> =
-            shared.databases().values().filter(|database| database.claim_drill(now)).cloned().collect();
+            shared.databases().values().filter(|database| database.claim_drill(&shared, now)).cloned().collect();
         for database in drills {
             database.rouse(&shared);
         }

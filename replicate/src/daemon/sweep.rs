@@ -1,6 +1,6 @@
 //! Noticing what happens in thousands of databases, and seeing that descriptors suffice for them.
 //!
-//! One thread goes through all of them: those that change, a hundred times a second; those that rest, as often as costs less than a three hundredth of
+//! One thread goes through all of them: those that change, a hundred times a second; those that rest, as often as costs less than a six hundredth of
 //! a core; those that are parked, and whether files are still the same, once in a while. It looks at mapped memory, and asks the system next to
 //! nothing. Whatever it notices it leaves to the database's driver.
 
@@ -15,13 +15,13 @@ use crate::{Seen, Watch};
 const HOT: Duration = Duration::from_millis(10);
 /// How often those are looked at that rest, at least and at most; and how much longer than that takes is waited.
 const COLD: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
-const THRIFT: u32 = 300;
+const THRIFT: u32 = 600;
 /// How often those are looked at that are parked.
 const PARKED: Duration = Duration::from_secs(1);
 /// Two system calls for each of them; where there are many, they wait longer.
-const EACH: Duration = Duration::from_millis(2);
+const EACH: Duration = Duration::from_millis(5);
 /// In how many of these rounds it is looked once whether the files are still the same.
-const ROUNDS: usize = 30;
+const ROUNDS: usize = 60;
 
 /// All databases that are held or parked.
 #[derive(Debug, Default)]

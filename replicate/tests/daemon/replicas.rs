@@ -183,6 +183,72 @@ async fn of_two_writers_one_goes_on_and_the_other_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_may_recover_goes_on_behind_the_other_one() {
+    let site = Site::new();
+    let (one, other) = (site.database("a.db"), site.database("b.db"));
+    let (mut spec, other_spec) = (site.spec("a.db", &["a"]).await, site.spec("b.db", &["a"]).await);
+    spec.replicas[0].auto_recover = true;
+    let (path, other_path) = (spec.path().clone(), other_spec.path().clone());
+    let [first, second] = [Daemon::new(options()), Daemon::new(options())];
+    first.register(spec);
+    insert(&one, 5);
+    synced(&first, &path).await;
+    second.register(other_spec);
+    insert(&other, 3);
+    synced(&second, &other_path).await;
+    second.unregister(&other_path, PATIENCE).await.unwrap();
+    insert(&one, 1);
+    until("it has recovered", || {
+        let found = status(&first, &path);
+        found.counters.snapshots == 2 && found.replicas[0].txid == Some(found.txid)
+    })
+    .await;
+    synced(&first, &path).await;
+    site.check("a.db", "a").await;
+}
+
+/// There are fewer descriptors than databases need.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_descriptors_run_short_databases_are_parked_and_lose_nothing() {
+    const DATABASES: usize = 24;
+    let site = Site::new();
+    let mut options = options();
+    options.starts = 2;
+    options.descriptors = 50;
+    let daemon = Daemon::new(options);
+    // Their applications stay: whoever leaves last copies the log into the file, which then proves nothing of what was parked.
+    let (mut paths, mut databases) = (Vec::new(), Vec::new());
+    for number in 0..DATABASES {
+        let name = format!("{number}.db");
+        let database = site.database(&name);
+        insert(&database, 1);
+        database.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+        databases.push(database);
+        let spec = site.spec(&name, &[&name]).await;
+        paths.push(spec.path().clone());
+        daemon.register(spec);
+    }
+    for round in 0..3 {
+        for path in &paths {
+            until("it is held", || status(&daemon, path).phase == Phase::Idle).await;
+        }
+        for (number, database) in databases.iter().enumerate() {
+            if round == 0 || number % 5 == round {
+                insert(database, 2);
+            }
+        }
+        for path in &paths {
+            synced(&daemon, path).await;
+        }
+    }
+    for (number, path) in paths.iter().enumerate() {
+        let name = format!("{number}.db");
+        site.check(&name, &name).await;
+        assert_eq!(status(&daemon, path).counters.snapshots, 1, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn another_page_size_is_a_new_snapshot() {
     let site = Site::new();
     let database = site.database("a.db");

@@ -64,7 +64,7 @@ async fn serve(common: &Common, args: &ReplicateArgs, plan: Plan, screen: &Scree
     raise_descriptors();
     let (databases, mut problems) = plan.databases();
     let Plan { config, origin } = plan;
-    let running = Arc::new(Running::new(config, place::policy(common)));
+    let running = Arc::new(Running::new(config, &place::policy(common)));
     // Nothing has begun yet that would have to be ended well.
     let specs = tokio::select! {
         specs = specs(&running, databases, &mut problems) => specs,
@@ -103,8 +103,8 @@ async fn serve(common: &Common, args: &ReplicateArgs, plan: Plan, screen: &Scree
         Ok(ExitCode::SUCCESS)
     };
     beside.shutdown().await;
-    doors.close().await;
     let up_to_date = shut_down(&running, &mut signals).await;
+    doors.close().await;
     drop(table);
     match outcome {
         Ok(code) if code != ExitCode::SUCCESS => Ok(code),

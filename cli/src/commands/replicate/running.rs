@@ -43,19 +43,20 @@ pub(crate) struct Running {
 /// The databases that are registered.
 #[derive(Debug, Default)]
 struct Known {
-    databases: BTreeMap<PathBuf, DbConfig>,
+    /// How each is configured, where the configuration file does not say.
+    databases: BTreeMap<PathBuf, Option<Box<DbConfig>>>,
     /// Their files, device and inode, as they were last looked at.
     files: HashSet<(u64, u64)>,
 }
 
 impl Running {
     /// Nothing is replicated yet.
-    pub(crate) fn new(config: Config, policy: RetryPolicy) -> Self {
+    pub(crate) fn new(config: Config, policy: &RetryPolicy) -> Self {
         let clock = Arc::new(|| ltx::Timestamp(Timestamp::now().as_millisecond()));
         let mut options = Options::new(clock, &identity());
         options.descriptors = descriptors();
         // The daemon tries again by itself, for ever; what is wrong should show before long.
-        let policy = RetryPolicy { total: policy.total.min(PATIENCE), ..policy };
+        let policy = RetryPolicy { total: policy.total.min(PATIENCE), ..policy.clone() };
         Self {
             daemon: Daemon::new(options),
             config: Arc::new(config),
@@ -125,7 +126,9 @@ impl Running {
             return false;
         }
         known.files.extend(file);
-        known.databases.insert(database.path.clone(), database);
+        let path = database.path.clone();
+        let configured = self.config.is_configured(&database);
+        known.databases.insert(path, (!configured).then(|| Box::new(database)));
         true
     }
 
@@ -141,7 +144,8 @@ impl Running {
 
     /// The configuration of a database that is registered.
     pub(crate) fn database(&self, path: &Path) -> Option<DbConfig> {
-        self.known().databases.get(path).cloned()
+        let known = self.known().databases.get(path)?.clone();
+        known.map_or_else(|| self.config.find_db(path), |database| Some(*database))
     }
 
     /// Looks again which files are replicated.
@@ -245,7 +249,7 @@ mod tests {
     use super::*;
 
     fn running(text: &str) -> Running {
-        Running::new(Config::parse(text, Path::new("c.yml"), false, &|_| None).unwrap(), RetryPolicy::default())
+        Running::new(Config::parse(text, Path::new("c.yml"), false, &|_| None).unwrap(), &RetryPolicy::default())
     }
 
     const CONFIG: &str = "
@@ -283,8 +287,8 @@ dbs:
         assert_eq!(spec.schedule, Some(expected));
     }
 
-    #[test]
-    fn what_is_registered_later_is_configured_or_has_a_url() {
+    #[tokio::test]
+    async fn what_is_registered_later_is_configured_or_has_a_url() {
         let running = running(CONFIG);
         let at = |path: &str, url| running.database_at(Path::new(path), url);
         assert_eq!(at("/data/a.db", None).unwrap().replicas.len(), 2);

@@ -181,7 +181,7 @@ mod tests {
             dir.display()
         );
         let config = Config::parse(&text, Path::new("c.yml"), false, &|_| None).unwrap();
-        let running = Arc::new(Running::new(config, RetryPolicy::default()));
+        let running = Arc::new(Running::new(config, &RetryPolicy::default()));
         let watch = Watch::new(&running, registered).unwrap();
         (running, watch)
     }
