@@ -80,6 +80,14 @@ impl Process {
         .with_context(|| self.log_tail())
     }
 
+    /// Waits until its log says this.
+    pub(crate) fn wait_until_said(&mut self, part: &str, deadline: Duration) -> Result<()> {
+        let log = self.log.path().to_owned();
+        self.wait_until(&format!("its log to say {part:?}"), deadline, || {
+            Ok(String::from_utf8_lossy(&fs::read(&log)?).contains(part).then_some(()))
+        })
+    }
+
     /// Waits for it to end by itself.
     pub(crate) fn wait(&mut self, deadline: Duration) -> Result<ExitStatus> {
         let what = format!("{} to end", self.name);

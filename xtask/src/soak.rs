@@ -51,6 +51,9 @@ pub(crate) struct Arguments {
     /// How long our daemon is killed, in seconds [default: 600]
     #[arg(long, value_name = "N")]
     seconds: Option<u64>,
+    /// Beside our daemon, requests to the store go wrong, and before each pause it is away for a minute
+    #[arg(long)]
+    faults: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -132,7 +135,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if wanted(Part::Replicate) {
         let (seconds, every) = if arguments.short { (30, 10) } else { (600, 20) };
         let time = Duration::from_secs(arguments.seconds.unwrap_or(seconds));
-        let options = replicate::Options { seed, time, every: Duration::from_secs(every) };
+        let outage = arguments.faults.then_some(Duration::from_secs(if arguments.short { 15 } else { 60 }));
+        let options = replicate::Options { seed, time, every: Duration::from_secs(every), outage };
         replicate::replicate(&ours, options, &mut tally)?;
     }
     let Tally { passed, failed } = tally;

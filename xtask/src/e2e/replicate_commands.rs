@@ -150,7 +150,7 @@ fn watch(world: &World, folder: &Path) -> Result<()> {
         "dbs: [{{dir: {}, pattern: '*.db', recursive: true, watch: true, replica: {{url: '{backup}'}}}}]",
         many.display()
     );
-    let mut daemon = Ours::start(world, &config(folder, &global, &[])?)?;
+    let daemon = Ours::start(world, &config(folder, &global, &[])?)?;
     daemon.sync(&many.join("early.db"))?;
     same(world, &format!("{backup}/early.db"), &early)?;
     let path = many.join("below/late.db");
@@ -170,7 +170,6 @@ fn watch(world: &World, folder: &Path) -> Result<()> {
     wait_until("it to be found again", DEADLINE, || Ok(known(&daemon)?.then_some(())))?;
     daemon.sync(&path)?;
     same(world, &format!("{backup}/below/late.db"), &again)?;
-    daemon.process.wait_until("it to go on", DEADLINE, || Ok(Some(())))?;
     let (status, log) = daemon.terminate()?;
     ensure!(status.success(), "the daemon ended with {status}:\n{log}");
     Ok(())
@@ -218,8 +217,7 @@ fn store_down(world: &World, folder: &Path) -> Result<Duration> {
     server.set_down(Some(Down::Refuse))?;
     connection.execute("INSERT INTO t VALUES ('latest')", [])?;
     process.signal(Signal::TERM)?;
-    let log = |process: &Process, part: &str| process.log().contains(part).then_some(());
-    process_says(&mut process, "ending", log)?;
+    process.wait_until_said("ending", DEADLINE)?;
     ensure!(process.ended()?.is_none(), "it has ended without a second signal:\n{}", process.log());
     process.signal(Signal::TERM)?;
     let began = Instant::now();
@@ -235,8 +233,4 @@ fn store_down(world: &World, folder: &Path) -> Result<Duration> {
     let (restored, all) = (rows(&Connection::open(&output)?)?, rows(&connection)?);
     ensure!(all.starts_with(&restored) && restored.len() + 1 >= all.len(), "{restored:?} of {all:?}");
     Ok(took)
-}
-
-fn process_says(process: &mut Process, part: &str, look: impl Fn(&Process, &str) -> Option<()>) -> Result<()> {
-    wait_until(&format!("the log to say {part:?}"), DEADLINE, || Ok(look(process, part)))
 }

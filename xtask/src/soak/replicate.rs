@@ -21,6 +21,7 @@ use store::{Restorers, Store};
 mod actor;
 mod app;
 mod daemon;
+mod outage;
 mod store;
 
 pub(crate) use app::{App, live};
@@ -29,6 +30,8 @@ pub(crate) use app::{App, live};
 const GRACE: Duration = Duration::from_secs(60);
 /// Something happens about so often, in milliseconds.
 const TICK: std::ops::Range<u64> = 50..500;
+/// The share of requests that go wrong, where any do.
+const FAULTY: f64 = 0.05;
 /// For how long nobody may replicate, in milliseconds.
 const DOWN: std::ops::Range<u64> = 0..1_500;
 
@@ -40,6 +43,8 @@ pub(super) struct Options {
     pub(super) time: Duration,
     /// How often there is a pause.
     pub(super) every: Duration,
+    /// For how long the store is away before each of them. Then it is one that has requests go wrong at other times, too; otherwise MinIO.
+    pub(super) outage: Option<Duration>,
 }
 
 /// One database and who writes to it.
@@ -85,7 +90,7 @@ impl Scene {
     fn new(ours: &Path, options: Options) -> Result<Self> {
         let tools = Tools::new()?;
         let folder = subject::scratch()?;
-        let store = Store::start(&tools, false)?;
+        let store = Store::start(&tools, options.outage.is_some())?;
         let restorers = Restorers::new(ours, &tools)?;
         let mut random = fastrand::Rng::with_seed(options.seed);
         let mut subjects = Vec::new();
@@ -102,7 +107,8 @@ impl Scene {
             subjects.push(Subject { url: store.url(name), path, kind, actors });
         }
         let databases: Vec<_> = subjects.iter().map(|subject| (subject.path.clone(), subject.url.clone())).collect();
-        let daemon = Daemon::new(ours, folder.path(), &databases, None)?;
+        let daemon =
+            Daemon::new(ours, folder.path(), &databases, options.outage.map(|_| outage::free_address()).transpose()?)?;
         let (due, app_kills, restores, quiet_starts) = (Instant::now(), 0, 0, 0);
         Ok(Self { options, folder, store, restorers, daemon, subjects, random, due, app_kills, restores, quiet_starts })
     }
@@ -111,13 +117,17 @@ impl Scene {
     fn round(&mut self, number: u32) -> Result<()> {
         let (start, every) = (Instant::now(), self.options.every);
         let mut looked = false;
+        self.store.fail(FAULTY, self.random.u64(..));
         while start.elapsed() < every {
-            std::thread::park_timeout(Duration::from_millis(self.random.u64(TICK)));
-            self.happen()?;
+            self.happen(true)?;
             if !looked && start.elapsed() > every / 2 && number > 1 {
                 self.look_meanwhile().context("while everything goes on")?;
                 looked = true;
             }
+        }
+        self.store.fail(0.0, 0);
+        if let Some(time) = self.options.outage {
+            self.outage(time, number).context("without a store")?;
         }
         let worked = start.elapsed();
         let outcome = self.pause(number);
@@ -130,18 +140,19 @@ impl Scene {
         self.subjects.iter().flat_map(|subject| &subject.actors).map(Actor::committed).sum()
     }
 
-    /// Something happens.
-    fn happen(&mut self) -> Result<()> {
+    /// Something happens to the applications, and to the daemon.
+    fn happen(&mut self, daemon_too: bool) -> Result<()> {
+        std::thread::park_timeout(Duration::from_millis(self.random.u64(TICK)));
         self.daemon.check()?;
         if !self.daemon.is_running() {
             if Instant::now() >= self.due {
                 self.daemon.start(&self.store)?;
             }
-        } else if self.random.u32(..100) < 10 {
+        } else if daemon_too && self.random.u32(..100) < 10 {
             if self.random.u32(..4) == 0 {
-                self.daemon.terminate()?
+                self.daemon.terminate()?;
             } else {
-                self.daemon.kill()
+                self.daemon.kill();
             }
             let down = if self.random.bool() { 0 } else { self.random.u64(DOWN) };
             self.due = Instant::now() + Duration::from_millis(down);
@@ -193,6 +204,9 @@ impl Scene {
         })?;
         drop(actors);
         daemon.start(store)?;
+        if self.options.outage.is_some() {
+            outage::wait_for_the_rest(daemon)?;
+        }
         let mut txids = Vec::new();
         for subject in subjects.iter_mut() {
             txids.push(daemon.sync(&subject.path).with_context(|| subject.path.display().to_string())?);

@@ -219,6 +219,11 @@ shutdown-sync-timeout: 10s
         serde_json::from_str(&said).context("litestream status printed no JSON")
     }
 
+    /// What it tells of itself in numbers.
+    pub(super) fn metrics(&self) -> Result<String> {
+        super::outage::get(self.metrics.as_deref().context("there are no metrics")?)
+    }
+
     /// Ends it for good, and keeps its last logs in the folder.
     pub(super) fn end(&mut self) -> Result<()> {
         self.kill();
