@@ -22,13 +22,15 @@ pub(crate) struct Upkeep {
     since: Timestamp,
     /// The last time that we tried: how long the log was then.
     tried: Option<(Salts, u32, Timestamp)>,
+    /// How many were made since somebody asked: those that copy what they can, and those that empty the log.
+    made: (u64, u64),
     /// That it could not be copied as far as it should.
     pub(crate) pinned: Option<Pinned>,
 }
 
 impl Upkeep {
     pub(crate) const fn new(now: &Look, time: Timestamp) -> Self {
-        Self { seen: (now.index.salts, now.done), since: time, tried: None, pinned: None }
+        Self { seen: (now.index.salts, now.done), since: time, tried: None, made: (0, 0), pinned: None }
     }
 }
 
@@ -88,7 +90,13 @@ impl Capture {
         self.copy()?;
         let now = self.look()?;
         self.note_checkpoint(&wanted, &now);
+        self.upkeep.made.0 += 1;
         self.renew()
+    }
+
+    /// How many checkpoints were made since this was asked last: those that copy what they can, and those that empty the log.
+    pub fn take_checkpoints(&mut self) -> (u64, u64) {
+        std::mem::take(&mut self.upkeep.made)
     }
 
     /// Copies what it can of the log into the database file.
@@ -130,6 +138,8 @@ impl Capture {
             emptied => emptied?,
         }
         self.catch_up()?;
-        Ok(self.look()?.index.frames == 0)
+        let empty = self.look()?.index.frames == 0;
+        self.upkeep.made.1 += u64::from(empty);
+        Ok(empty)
     }
 }

@@ -875,11 +875,11 @@ impl Driver {
                 (capture, staged, outcome, digest)
             })
             .await;
-        let Some((capture, staged, outcome, digest)) = done else {
+        let Some((mut capture, staged, outcome, digest)) = done else {
             return Some(self.refused(&NotTaken::Remote("it could not be captured".to_owned())));
         };
         self.queue(&staged, since.unwrap_or(started));
-        self.note(&capture, &staged, started, capture.snapshots() - before);
+        self.note(&mut capture, &staged, started, before);
         self.database.upload(&self.shared);
         if let Some(digest) = digest {
             self.database.face().drilled = digest.txid();
@@ -991,13 +991,19 @@ impl Driver {
     fn queue(&self, staged: &[Staged], since: Instant) {
         let lines = &self.database.lines;
         let dropped: Vec<_> = lines.iter().flat_map(|line| line.push(staged, since)).collect();
-        for staged in dropped {
-            self.database.uploaded(&staged, &self.shared);
+        // Where nobody takes them any more, what comes next begins with a snapshot.
+        let useless = if lines.iter().all(|line| line.is_fenced()) { staged } else { &[] };
+        for staged in dropped.iter().chain(useless) {
+            self.database.uploaded(staged, &self.shared);
         }
     }
 
-    fn note(&mut self, capture: &Capture, staged: &[Staged], started: Instant, snapshots: u32) {
+    fn note(&mut self, capture: &mut Capture, staged: &[Staged], started: Instant, before: u32) {
+        let snapshots = capture.snapshots() - before;
+        let (passive, truncate) = capture.take_checkpoints();
         let mut face = self.database.face();
+        face.counters.passive_checkpoints += passive;
+        face.counters.truncate_checkpoints += truncate;
         face.txid = capture.txid();
         face.counters.snapshots += u64::from(snapshots);
         let (size, wal_size) = capture.sizes();
