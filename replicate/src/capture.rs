@@ -8,6 +8,7 @@ use std::fs::File;
 use std::hash::BuildHasher;
 use std::hint::spin_loop;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ltx::{Checksum, Commit, Header, PageSize, Pgno, Timestamp, Txid};
@@ -145,7 +146,7 @@ pub struct Capture {
     pub(crate) outside: Outside,
     /// When we were last called.
     pub(crate) time: Timestamp,
-    pub(crate) settings: Settings,
+    pub(crate) settings: Arc<Settings>,
     pub(crate) path: PathBuf,
     pub(crate) clock: Clock,
     pub(crate) stage: Stage,
@@ -235,12 +236,16 @@ impl Capture {
     ///
     /// # Errors
     /// Why the database cannot be captured. Nothing is held then.
-    pub fn start(settings: Settings, clock: Clock, remote: &mut dyn Remote) -> Result<(Self, Vec<Staged>)> {
-        Self::start_from(settings, clock, remote, None)
+    pub fn start(
+        settings: impl Into<Arc<Settings>>,
+        clock: Clock,
+        remote: &mut dyn Remote,
+    ) -> Result<(Self, Vec<Staged>)> {
+        Self::start_from(settings.into(), clock, remote, None)
     }
 
     fn start_from(
-        settings: Settings,
+        settings: Arc<Settings>,
         mut clock: Clock,
         remote: &mut dyn Remote,
         parked: Option<&Parked>,

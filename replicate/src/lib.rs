@@ -1,8 +1,9 @@
 //! A live SQLite database in WAL mode, captured as LTX files, beside an application that knows nothing of it and is never made to wait.
 //!
 //! This crate alone knows what of a write-ahead log is committed, how to keep a log from being reset before it has been read, and how to tell
-//! whether a log that was left is still the same one. It knows nothing of object storage: a replica is somebody who can say what he holds last
-//! ([`Remote`]), and what was captured lies in a folder beside the database ([`Staged`]).
+//! whether a log that was left is still the same one. [`Capture`] knows nothing of object storage: to it a replica is somebody who can say what he
+//! holds last ([`Remote`]), and what was captured lies in a folder beside the database ([`Staged`]). What brings it from there into replicas,
+//! keeps these small, and does that for thousands of databases in one process, is [`daemon`].
 //!
 //! The database is never written to. Checkpoints copy what the application has committed into its file, as SQLite itself does.
 //!
@@ -23,7 +24,7 @@
 //!
 //! # What must be left alone
 //! The process must not open and close the database or its `-shm` by other means than this SQLite: with any descriptor that it closes, the locks
-//! of all the others are gone. For the same reason descriptors of ours stay open when a database is let go, unless
+//! of all the others are gone. Where it does not, [`Settings::alone_in_process`] says so. For the same reason descriptors of ours stay open when a database is let go, unless
 //! [`Settings::alone_in_process`] says that there is nobody whose locks they could take.
 
 mod build;

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
 use crate::files::{ALIVE_LOCK, Locks, READ_0_LOCK, SHARED_LOCK};
-use crate::wal::INDEX_WORDS;
+use crate::wal::{INDEX_SAYS, INDEX_SAYS_FROM, INDEX_WORDS};
 
 /// Why there is no hold.
 #[derive(Debug)]
@@ -88,6 +88,16 @@ pub(crate) fn read_index(index: &Locks) -> io::Result<[u32; INDEX_WORDS]> {
     index.0.as_ref().read_exact_at(&mut bytes, 0)?;
     let (words, _) = bytes.as_chunks::<4>();
     Ok(std::array::from_fn(|number| crate::wal::word(words[number])))
+}
+
+/// Whether the first copy of the header in the file says this. No, where it cannot be read: then whoever takes the database up says why.
+pub(crate) fn says(index: &Locks, expected: &[u32; INDEX_SAYS]) -> bool {
+    let mut bytes = [0; (INDEX_SAYS_FROM + INDEX_SAYS) * 4];
+    if index.0.as_ref().read_exact_at(&mut bytes, 0).is_err() {
+        return false;
+    }
+    let (words, _) = bytes.as_chunks::<4>();
+    words.iter().skip(INDEX_SAYS_FROM).zip(expected).all(|(word, expected)| crate::wal::word(*word) == *expected)
 }
 
 #[cfg(test)]

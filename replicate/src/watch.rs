@@ -1,6 +1,7 @@
 //! Noticing that something was committed: a few nanoseconds for a database that is idle, without SQLite, a lock or a system call.
 
 use crate::files::Locks;
+use crate::raw;
 use crate::sys::Mapping;
 use crate::wal::{INDEX_SAYS, Index};
 
@@ -11,20 +12,30 @@ use crate::wal::{INDEX_SAYS, Index};
 /// [`Capture::check_files`](crate::Capture::check_files) tells.
 #[derive(Clone, Debug)]
 pub struct Watch {
-    mapping: Mapping,
+    /// Nothing where it is read from its file instead.
+    mapping: Option<Mapping>,
     locks: Locks,
 }
 
 impl Watch {
     pub(crate) const fn new(mapping: Mapping, locks: Locks) -> Self {
-        Self { mapping, locks }
+        Self { mapping: Some(mapping), locks }
+    }
+
+    /// The same without the page of memory that it takes to look: it is a system call then, about two microseconds.
+    #[must_use]
+    pub fn without_memory(&self) -> Self {
+        Self { mapping: None, locks: self.locks.clone() }
     }
 
     /// Whether anything was committed, or done to the log, since that was captured. Also yes while a writer is publishing just now, or has died
     /// over it.
     #[must_use]
     pub fn changed(&self, since: &Seen) -> bool {
-        !self.mapping.says(&since.0)
+        match &self.mapping {
+            Some(mapping) => !mapping.says(&since.0),
+            None => !raw::says(&self.locks, &since.0),
+        }
     }
 
     /// Whether somebody is checkpointing: he may be waiting for our hold, so that a pass is urgent. A system call, about a microsecond.

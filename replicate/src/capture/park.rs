@@ -9,6 +9,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 use ltx::{Checksum, Txid};
 
@@ -21,7 +22,7 @@ use crate::{Error, Result};
 
 /// A database that is parked: its files, as they were.
 pub struct Parked {
-    settings: Settings,
+    settings: Arc<Settings>,
     database: Stamp,
     log: Stamp,
     /// The last file that was captured.

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ltx::{PageSize, Timestamp, Txid};
 
@@ -63,7 +64,7 @@ pub struct Resting {
     pub(super) hold: RawHold,
     reign: Option<Reign>,
     /// The path in it is the database's own by now.
-    pub(super) settings: Settings,
+    pub(super) settings: Arc<Settings>,
     state_path: PathBuf,
     files: [Option<Identity>; 3],
     page_size: PageSize,
@@ -102,8 +103,10 @@ impl Capture {
         // The locks are ours by now: so SQLite's may go.
         drop(connections);
         drop(log);
-        path.shrink_to_fit();
-        settings.database = path;
+        if settings.database != path {
+            path.shrink_to_fit();
+            Arc::make_mut(&mut settings).database = path;
+        }
         let mut identities = [None; 3];
         for (identity, (_, found)) in identities.iter_mut().zip(&files) {
             *identity = *found;

@@ -16,7 +16,8 @@ use super::spec::Spec;
 use super::status::{Counters, Phase, Status};
 use super::sweep::Place;
 use super::{ControlError, Shared, Synced};
-use crate::{Capture, Concern, Error, Left, Newest, Parked, Refused, Remote, Resting, Staged};
+use crate::{Capture, Concern, Error, Left, Newest, Parked, Refused, Remote, Resting, Settings, Staged};
+use litestream_pageindex::upkeep::Schedule;
 
 /// The pauses after which a database is tried again that cannot be captured.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -33,8 +34,8 @@ pub(crate) const RESTING: u32 = 2;
 /// A database.
 #[derive(Debug)]
 pub(crate) struct Database {
-    /// Without the replicas.
-    pub(crate) spec: Spec,
+    pub(crate) settings: Arc<Settings>,
+    schedule: Option<Arc<Schedule>>,
     sync_interval: Duration,
     pub(crate) lines: Vec<Arc<Line>>,
     face: Mutex<Face>,
@@ -131,10 +132,11 @@ enum NotTaken {
 }
 
 impl Database {
-    pub(crate) fn new(mut spec: Spec) -> Self {
+    pub(crate) fn new(spec: Spec) -> Self {
         let sync_interval = spec.sync_interval();
-        let lines = std::mem::take(&mut spec.replicas).into_iter().map(|target| Arc::new(Line::new(target))).collect();
-        spec.settings.shrink();
+        let Spec { mut settings, replicas, schedule } = spec;
+        let lines = replicas.into_iter().map(|target| Arc::new(Line::new(target))).collect();
+        settings.shrink();
         let face = Face {
             phase: Phase::Starting,
             driven: false,
@@ -161,7 +163,8 @@ impl Database {
             place: None,
         };
         Self {
-            spec,
+            settings: Arc::new(settings),
+            schedule,
             sync_interval,
             lines,
             face: Mutex::new(face),
@@ -173,7 +176,7 @@ impl Database {
     }
 
     pub(crate) fn path(&self) -> &Path {
-        self.spec.path()
+        &self.settings.database
     }
 
     pub(crate) fn face(&self) -> MutexGuard<'_, Face> {
@@ -182,7 +185,7 @@ impl Database {
 
     /// Where what is ours lies.
     fn folder(&self) -> PathBuf {
-        self.spec.settings.meta_path.clone()
+        self.settings.meta_path.clone()
     }
 
     /// Sees that there is a driver.
@@ -267,20 +270,27 @@ impl Database {
     /// Lets go of a database that rests, where that can be done safely.
     pub(crate) fn park(&self) {
         let mut face = self.face();
-        match std::mem::take(&mut face.held) {
-            Held::Resting(resting, permit) => match resting.park() {
-                Ok(parked) => {
-                    drop(permit);
-                    face.held = Held::Parked(Arc::new(parked));
-                    let place = face.place.clone();
-                    drop(face);
-                    if let Some(place) = place {
-                        place.parked();
-                    }
+        let (mut resting, permit) = match std::mem::take(&mut face.held) {
+            Held::Resting(resting, permit) => (resting, permit),
+            held => {
+                face.held = held;
+                return;
+            }
+        };
+        if let Err(error) = resting.remember() {
+            tracing::debug!(path = %self.path().display(), %error, "cannot note what the database file is");
+        }
+        match resting.park() {
+            Ok(parked) => {
+                drop(permit);
+                face.held = Held::Parked(Arc::new(parked));
+                let place = face.place.clone();
+                drop(face);
+                if let Some(place) = place {
+                    place.parked();
                 }
-                Err(refused) => face.held = Held::Resting(Box::new(refused.unharmed), permit),
-            },
-            held => face.held = held,
+            }
+            Err(refused) => face.held = Held::Resting(Box::new(refused.unharmed), permit),
         }
     }
 
@@ -318,7 +328,7 @@ impl Database {
         {
             tracing::warn!(path = %staged.path.display(), %error, "cannot delete a file that was uploaded");
         }
-        if let Some(schedule) = &self.spec.schedule {
+        if let Some(schedule) = &self.schedule {
             let now = (shared.options.clock)();
             for line in &self.lines {
                 if let Some(due) = line.schedule(schedule, now, staged.checksum.0) {
@@ -531,7 +541,7 @@ impl Database {
 
     /// Compacts and deletes what is due; with `all`, whatever is not due as well.
     pub(crate) async fn keep(&self, shared: &Shared, all: bool) -> Result<(), String> {
-        let Some(schedule) = &self.spec.schedule else { return Ok(()) };
+        let Some(schedule) = &self.schedule else { return Ok(()) };
         let mut failed = Vec::new();
         for line in &self.lines {
             if !all && !line.is_due((shared.options.clock)()) {
@@ -762,7 +772,7 @@ impl Driver {
         if reachable == 0 {
             return Err(NotTaken::Remote(if why.is_empty() { "another writer went on".to_owned() } else { why }));
         }
-        let (settings, clock) = (database.spec.settings.clone(), self.shared.options.clock.clone());
+        let (settings, clock) = (database.settings.clone(), self.shared.options.clock.clone());
         let started = Instant::now();
         let capture = self
             .shared

@@ -116,7 +116,7 @@ impl Database {
                 return Err(line.error().unwrap_or_else(|| "it is not uploaded yet".to_owned()));
             }
         }
-        let folder = self.spec.settings.meta_path.join("drill");
+        let folder = self.settings.meta_path.join("drill");
         let path = folder.join("restored.db");
         let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
         remove(&folder).map_err(failed)?;

@@ -147,7 +147,9 @@ impl Line {
         let mut state = self.state();
         let txid = found.map_or(Txid::ZERO, |newest| newest.txid);
         state.reached = Some(txid);
-        state.page_size = left.filter(|left| txid > Txid::ZERO && left.txid >= txid).map(|left| left.page_size);
+        if let Some(left) = left.filter(|left| txid > Txid::ZERO && left.txid >= txid) {
+            state.page_size = Some(left.page_size);
+        }
         Ok(found)
     }
 
@@ -177,6 +179,13 @@ impl Line {
         if file.name == FileName::new(file.name.max, file.name.max) {
             let (_, last) = replica.get(file.key(), Some(&file.object), GetRange::Last(8)).await?;
             checksum = <[u8; 8]>::try_from(&last[..]).ok().map(|last| Checksum(u64::from_be_bytes(last)));
+        }
+        if ours == Txid::ZERO {
+            // Nothing here says what size its pages have.
+            let (_, head) = replica.get(file.key(), Some(&file.object), GetRange::Span(0..HEADER_LEN as u64)).await?;
+            let header =
+                Header::parse(&head).map_err(|error| litestream_pageindex::Error::format(file.key(), error))?;
+            self.state().page_size = Some(header.page_size);
         }
         Ok(Some(Newest { txid: file.name.max, checksum, time: None }))
     }

@@ -71,8 +71,9 @@ pub struct Spec {
     pub settings: Settings,
     /// Where it goes; never empty.
     pub replicas: Vec<Target>,
-    /// How its replicas are kept small; not at all, where that is left to others.
-    pub schedule: Option<Schedule>,
+    /// How its replicas are kept small; not at all, where that is left to others. Shared, as it is most often
+    /// the same for many.
+    pub schedule: Option<Arc<Schedule>>,
 }
 
 impl Spec {

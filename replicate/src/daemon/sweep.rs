@@ -4,6 +4,7 @@
 //! a core; those that are parked, and whether files are still the same, once in a while. It looks at mapped memory, and asks the system next to
 //! nothing. Whatever it notices it leaves to the database's driver.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,9 @@ const HOT: Duration = Duration::from_millis(10);
 /// How often those are looked at that rest, at least and at most; and how much longer than that takes is waited.
 const COLD: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 const THRIFT: u32 = 600;
+/// How many of them are looked at through memory, a page each. The others, which have rested longer, are looked at by a system call each, and rarely.
+const MAPPED: usize = 3_072;
+const RARELY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_micros(1_200));
 /// How often those are looked at that are parked.
 const PARKED: Duration = Duration::from_secs(1);
 /// Two system calls for each of them; where there are many, they wait longer.
@@ -36,6 +40,8 @@ struct Slots {
     free: Vec<usize>,
     /// Those that change.
     hot: Vec<usize>,
+    /// Those that rest and are looked at through memory, the longest first; some may not do so any more.
+    mapped: VecDeque<usize>,
     /// Where to go on looking at files.
     round: usize,
 }
@@ -46,6 +52,8 @@ struct Slot {
     /// Nothing where it is parked.
     watch: Option<(Watch, Seen)>,
     hot: bool,
+    /// Whether it is looked at by a system call.
+    plain: bool,
     /// Whether a change has been noticed, so that it need not be looked for.
     noticed: bool,
     /// Whether somebody was checkpointing when it was looked last.
@@ -76,6 +84,7 @@ impl Place {
             database: Arc::downgrade(database),
             watch: None,
             hot: false,
+            plain: false,
             noticed: true,
             waiting: false,
             since: Instant::now(),
@@ -114,7 +123,7 @@ impl Place {
         self.with(|slot| {
             let watch = watch.or_else(|| slot.watch.take().map(|(watch, _)| watch));
             slot.watch = watch.map(|watch| (watch, seen));
-            (slot.hot, slot.noticed) = (true, false);
+            (slot.hot, slot.plain, slot.noticed) = (true, false, false);
             slot.since = Instant::now();
         });
     }
@@ -123,8 +132,11 @@ impl Place {
     pub(crate) fn cold(&self, watch: Watch, seen: Seen) {
         self.with(|slot| {
             slot.watch = Some((watch, seen));
-            (slot.hot, slot.noticed) = (false, false);
+            (slot.hot, slot.plain, slot.noticed) = (false, false, false);
         });
+        if let Some(shared) = self.shared.upgrade() {
+            shared.sweep.slots().map(self.number);
+        }
     }
 
     /// It is parked.
@@ -164,7 +176,7 @@ enum Notice {
 
 /// Looks at all databases until nobody has the daemon any more.
 pub(crate) fn run(shared: &Weak<Shared>) {
-    let (mut cold, mut parked) = (Instant::now(), Instant::now());
+    let [mut cold, mut plain, mut parked] = [Instant::now(); 3];
     loop {
         let Some(shared) = shared.upgrade() else { return };
         let now = Instant::now();
@@ -172,8 +184,12 @@ pub(crate) fn run(shared: &Weak<Shared>) {
         let mut slots = shared.sweep.slots();
         slots.look_hot(&mut noticed);
         if now >= cold {
-            slots.look_cold(&mut noticed);
+            slots.look_cold(false, &mut noticed);
             cold = now + (now.elapsed() * THRIFT).clamp(COLD.0, COLD.1);
+        }
+        if now >= plain {
+            let count = slots.look_cold(true, &mut noticed);
+            plain = now + RARELY.0.max(RARELY.1 * count);
         }
         let mut odd = Vec::new();
         if now >= parked {
@@ -191,7 +207,7 @@ pub(crate) fn run(shared: &Weak<Shared>) {
         }
         make_room(&shared);
         let slots = shared.sweep.slots();
-        let next = if slots.hot.is_empty() { cold.min(parked) } else { now + HOT };
+        let next = if slots.hot.is_empty() { cold.min(plain).min(parked) } else { now + HOT };
         let pause = next.saturating_duration_since(Instant::now());
         // Whoever begins to change, or the end of the daemon, ends the pause.
         drop(shared.sweep.hurry.wait_timeout(slots, pause.max(Duration::from_millis(1))));
@@ -199,6 +215,24 @@ pub(crate) fn run(shared: &Weak<Shared>) {
 }
 
 impl Slots {
+    /// Notes that one is looked at through memory; where that are too many, the one that has rested longest is not any more.
+    fn map(&mut self, number: usize) {
+        self.mapped.push_back(number);
+        while self.mapped.len() > MAPPED {
+            let Some(longest) = self.mapped.pop_front() else { return };
+            // It may have been taken up since, and be in the list once more.
+            if self.mapped.contains(&longest) {
+                continue;
+            }
+            if let Some(slot) = self.all[longest].as_mut().filter(|slot| !slot.hot)
+                && let Some((watch, _)) = &mut slot.watch
+            {
+                *watch = watch.without_memory();
+                slot.plain = true;
+            }
+        }
+    }
+
     fn look_hot(&mut self, noticed: &mut Vec<(Arc<Database>, Notice)>) {
         for number in &self.hot {
             let Some(slot) = self.all[*number].as_mut() else { continue };
@@ -208,8 +242,11 @@ impl Slots {
         }
     }
 
-    fn look_cold(&mut self, noticed: &mut Vec<(Arc<Database>, Notice)>) {
-        for slot in self.all.iter_mut().flatten().filter(|slot| !slot.hot) {
+    /// Looks at those that rest, either of the two kinds. Tells how many there are.
+    fn look_cold(&mut self, plain: bool, noticed: &mut Vec<(Arc<Database>, Notice)>) -> u32 {
+        let mut count = 0;
+        for slot in self.all.iter_mut().flatten().filter(|slot| !slot.hot && slot.plain == plain) {
+            count += 1;
             if let Some((watch, seen)) = &slot.watch
                 && !slot.noticed
                 && watch.changed(seen)
@@ -218,6 +255,7 @@ impl Slots {
                 noticed.extend(slot.database.upgrade().map(|database| (database, Notice::Changed)));
             }
         }
+        count
     }
 
     /// The databases whose files are to be looked at: all that are parked, and some that rest.

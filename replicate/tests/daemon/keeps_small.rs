@@ -1,5 +1,6 @@
 //! Compaction and retention beside replication.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use litestream_pageindex::retention::RetentionPolicy;
@@ -14,12 +15,12 @@ async fn a_replica_stays_small_and_is_listed_once() {
     let site = Site::new();
     let database = site.database("a.db");
     let mut spec = site.spec("a.db", &["a"]).await;
-    spec.schedule = Some(Schedule {
+    spec.schedule = Some(Arc::new(Schedule {
         levels: vec![Duration::from_millis(300), Duration::from_millis(900)],
         snapshots: Duration::from_secs(3),
         retention: RetentionPolicy { l0: Duration::from_millis(100), snapshots: Duration::from_secs(3) },
         deletes: true,
-    });
+    }));
     let path = spec.path().clone();
     let daemon = Daemon::new(options());
     daemon.register(spec);

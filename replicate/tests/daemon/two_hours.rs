@@ -48,7 +48,7 @@ async fn every_ten_seconds_of_the_last_hour_of_two_can_be_restored() {
     let store = folder.path().join("store");
     let mut target = Target::new(replica(&store).await, "file");
     target.sync_interval = Duration::from_millis(5);
-    let spec = Spec { settings: Settings::new(&path), replicas: vec![target], schedule: Some(schedule) };
+    let spec = Spec { settings: Settings::new(&path), replicas: vec![target], schedule: Some(Arc::new(schedule)) };
     let daemon = Daemon::new(options);
     daemon.register(spec);
     synced(&daemon, &path).await;

@@ -45,6 +45,7 @@ pub(crate) struct Running {
 struct Known {
     /// How each is configured, where the configuration file does not say.
     databases: BTreeMap<PathBuf, Option<Box<DbConfig>>>,
+    schedule: Option<Arc<Schedule>>,
     /// Their files, device and inode, as they were last looked at.
     files: HashSet<(u64, u64)>,
 }
@@ -84,7 +85,17 @@ impl Running {
                 ..Target::new(replica, wanted.config.type_name())
             });
         }
-        Ok(Spec { settings: settings(database), replicas, schedule: Some(schedule(&self.config, &database.settings)) })
+        Ok(Spec { settings: settings(database), replicas, schedule: Some(self.schedule(&database.settings)) })
+    }
+
+    /// How a database's replicas are kept small: most often as those of the last one that was asked for.
+    fn schedule(&self, settings: &DbSettings) -> Arc<Schedule> {
+        let wanted = schedule(&self.config, settings);
+        let mut known = self.known();
+        match &known.schedule {
+            Some(schedule) if **schedule == wanted => schedule.clone(),
+            _ => known.schedule.insert(Arc::new(wanted)).clone(),
+        }
     }
 
     /// The one place where replicas are opened.
@@ -284,7 +295,7 @@ dbs:
             retention: RetentionPolicy { l0: Duration::from_secs(180), snapshots: Duration::from_secs(7 * 86_400) },
             deletes: false,
         };
-        assert_eq!(spec.schedule, Some(expected));
+        assert_eq!(spec.schedule.as_deref(), Some(&expected));
     }
 
     #[tokio::test]
