@@ -73,7 +73,6 @@ pub(super) fn replicate(ours: &Path, options: Options, tally: &mut Tally) -> Res
 
 struct Scene {
     options: Options,
-    folder: tempfile::TempDir,
     store: Store,
     restorers: Restorers,
     daemon: Daemon,
@@ -84,6 +83,8 @@ struct Scene {
     app_kills: u32,
     restores: u32,
     quiet_starts: u32,
+    // Dropped after those who write there.
+    folder: tempfile::TempDir,
 }
 
 impl Scene {

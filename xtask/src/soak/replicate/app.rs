@@ -19,7 +19,9 @@ use rusqlite::{Connection, ErrorCode, params};
 /// So many transactions an application makes at most before it opens its database anew.
 const SESSION: std::ops::Range<u32> = 20..2_000;
 /// Above so many pages half of the rows go.
-const PAGES: u32 = 2_500;
+const PAGES: u32 = 5_000;
+/// So many rows of `archive` each writer keeps: pages that are written once, so that nothing which is lost is made good by what comes later.
+const ARCHIVED: i64 = 300;
 /// So many rows of `journal` each writer keeps.
 const KEPT: u64 = 500;
 /// How long the longest reader looks at one state.
@@ -57,7 +59,8 @@ pub(super) fn make(database: &Path, kind: Kind, page_size: u32, writers: u32, se
          CREATE TABLE ledger(writer INTEGER PRIMARY KEY, count INTEGER NOT NULL);
          CREATE TABLE journal(writer INTEGER, number INTEGER, PRIMARY KEY (writer, number)) WITHOUT ROWID;
          CREATE TABLE rows(id INTEGER PRIMARY KEY, writer INTEGER, key TEXT, body BLOB);
-         CREATE INDEX rows_by_key ON rows(key);"
+         CREATE INDEX rows_by_key ON rows(key);
+         CREATE TABLE archive(writer INTEGER, number INTEGER, body BLOB, PRIMARY KEY (writer, number));"
     ))?;
     for writer in 0..writers {
         connection.execute("INSERT INTO ledger VALUES (?1, 0)", [writer])?;
@@ -161,15 +164,16 @@ fn session(arguments: &App, paused: &AtomicBool, random: &mut fastrand::Rng) -> 
         if reader.as_ref().is_some_and(|(_, until)| *until < Instant::now()) {
             reader = None;
         }
-        match random.u32(0..2_000) {
-            0..=19 => checkpoint(&connection, random)?,
-            20 => connection.execute_batch("VACUUM")?,
-            21..=24 if reader.is_none() => {
+        match random.u32(0..20_000) {
+            0..=199 => checkpoint(&connection, random)?,
+            // It writes every page anew, and so would hide what was lost before.
+            200 => connection.execute_batch("VACUUM")?,
+            210..=249 if reader.is_none() => {
                 let other = Connection::open(&arguments.database)?;
                 other.execute_batch("BEGIN; SELECT count(*) FROM sqlite_schema")?;
                 reader = Some((other, Instant::now() + Duration::from_millis(random.u64(..LONGEST_READ))));
             }
-            25..=40 => roll_back(&connection, arguments.kind, random)?,
+            250..=410 => roll_back(&connection, arguments.kind, random)?,
             _ => {
                 let number = match arguments.kind {
                     Kind::BlockMap => client.step(&connection)?.number,
@@ -228,6 +232,17 @@ fn transaction(connection: &Connection, writer: u32, random: &mut fastrand::Rng)
     outcome
 }
 
+/// A row of several pages, in place of the oldest.
+fn archive(connection: &Connection, writer: u32) -> Result<()> {
+    let sql = "SELECT coalesce(max(number), 0) + 1 FROM archive WHERE writer = ?1";
+    let number: i64 = connection.prepare_cached(sql)?.query_row([writer], |row| row.get(0))?;
+    let sql = "DELETE FROM archive WHERE writer = ?1 AND number <= ?2";
+    connection.prepare_cached(sql)?.execute(params![writer, number - ARCHIVED])?;
+    let sql = "INSERT INTO archive VALUES (?1, ?2, randomblob(20000))";
+    connection.prepare_cached(sql)?.execute(params![writer, number])?;
+    Ok(())
+}
+
 fn change(connection: &Connection, writer: u32, random: &mut fastrand::Rng) -> Result<u64> {
     let insert = |random: &mut fastrand::Rng, length: u32| -> Result<()> {
         let key = format!("{:08x}", random.u32(..));
@@ -237,32 +252,33 @@ fn change(connection: &Connection, writer: u32, random: &mut fastrand::Rng) -> R
     };
     let last: u32 = connection.query_row("SELECT coalesce(max(id), 0) FROM rows", [], |row| row.get(0))?;
     let pages: u32 = connection.query_row("PRAGMA page_count", [], |row| row.get(0))?;
-    match random.u32(0..100) {
+    match random.u32(0..1_000) {
         _ if pages > PAGES => {
             connection.execute("DELETE FROM rows WHERE id % 2 = ?1", [random.u32(0..2)])?;
         }
-        0..=59 => {
+        0..=1 => {
+            for _ in 0..100 {
+                insert(random, 9_000)?;
+            }
+        }
+        2 => connection
+            .execute_batch("CREATE TABLE extra(x); INSERT INTO extra SELECT body FROM rows; DROP TABLE extra")?,
+        3..=59 => archive(connection, writer)?,
+        60..=599 => {
             for _ in 0..random.u32(1..8) {
                 let length = random.u32(1..900);
                 insert(random, length)?;
             }
         }
-        60 => {
-            for _ in 0..100 {
-                insert(random, 9_000)?;
-            }
-        }
-        61..=85 => {
+        600..=849 => {
             let from = random.u32(0..=last);
             let sql =
                 "UPDATE rows SET body = randomblob(length(body)), key = key || 'u' WHERE id BETWEEN ?1 AND ?1 + 3";
             connection.prepare_cached(sql)?.execute([from])?;
         }
-        86 => connection
-            .execute_batch("CREATE TABLE extra(x); INSERT INTO extra SELECT body FROM rows; DROP TABLE extra")?,
         _ => {
             let from = random.u32(0..=last);
-            connection.prepare_cached("DELETE FROM rows WHERE id BETWEEN ?1 AND ?1 + 9")?.execute([from])?;
+            connection.prepare_cached("DELETE FROM rows WHERE id BETWEEN ?1 AND ?1 + 15")?.execute([from])?;
         }
     }
     let sql = "UPDATE ledger SET count = count + 1 WHERE writer = ?1 RETURNING count";
