@@ -47,6 +47,8 @@ pub(crate) struct Database {
     pub(crate) drill_due: AtomicI64,
     /// Whether its replicas are being compacted.
     keeping: AtomicBool,
+    /// Whether what an earlier process left unfinished has been removed.
+    cleaned: AtomicBool,
 }
 
 /// What is wanted, and what has come of it.
@@ -172,6 +174,7 @@ impl Database {
             progress: Notify::new(),
             drill_due: AtomicI64::new(i64::MAX),
             keeping: AtomicBool::new(false),
+            cleaned: AtomicBool::new(false),
         }
     }
 
@@ -571,6 +574,20 @@ impl Database {
         if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
     }
 
+    /// Removes the folders of merges and drills that were killed. Nobody else works here, and we have not begun to.
+    fn clean(&self) {
+        let Ok(entries) = std::fs::read_dir(&self.settings.meta_path) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let left = name.to_string_lossy();
+            if (left.starts_with(".merge-") || left == "drill")
+                && let Err(error) = std::fs::remove_dir_all(entry.path())
+            {
+                tracing::warn!(path = %entry.path().display(), %error, "cannot remove what was left unfinished");
+            }
+        }
+    }
+
     /// Notes what is wrong, and says so where it was not known.
     fn refuse(&self, refused: &NotTaken, disk_full: bool) {
         let (why, quiet) = match refused {
@@ -799,6 +816,9 @@ impl Driver {
         for line in &database.lines {
             line.refill(&staged, started);
         }
+        if !database.cleaned.swap(true, Ordering::Relaxed) {
+            database.clean();
+        }
         {
             let mut face = database.face();
             face.txid = capture.txid();
@@ -1010,7 +1030,7 @@ impl Driver {
         (face.size, face.wal_size) = (size, wal_size);
         let concern = capture.concern().filter(Concern::is_lasting).map(|concern| concern.to_string());
         if let (Some(concern), None) = (&concern, &face.concern) {
-            tracing::warn!(path = %self.database.path().display(), concern);
+            tracing::warn!(path = %self.database.path().display(), "{concern}");
         }
         face.concern = concern;
         if !staged.is_empty() {

@@ -522,7 +522,9 @@ impl Line {
 
     /// Whether something is due.
     pub(crate) fn is_due(&self, now: Timestamp) -> bool {
-        self.due.load(Ordering::Relaxed) <= now.0 && !self.is_fenced()
+        // A store that is in trouble is not asked for more than uploads.
+        let well = |state: &State| state.fenced.is_none() && state.failing.is_none();
+        self.due.load(Ordering::Relaxed) <= now.0 && well(&self.state())
     }
 
     /// Does what is due; with `all`, whatever is not due as well.
