@@ -16,6 +16,7 @@ use ltx::{Checksum, Commit, Header, PageSize, Pgno, Timestamp, Txid};
 use crate::build::{self, Segment};
 use crate::checkpoint::Upkeep;
 use crate::files::{self, Identity, Locks, Reign, Stamp};
+use crate::inherit::inherit;
 use crate::large::Image;
 use crate::outside::{self, Outside};
 use crate::stage::{Stage, Staged};
@@ -121,6 +122,12 @@ pub trait Remote {
     /// [`Self::newest`], whose TXID it is unless this is overridden. Files above it are kept and handed out, for whoever lacks them.
     fn floor(&mut self) -> Txid {
         self.newest().ok().flatten().map_or(Txid::ZERO, |newest| newest.txid)
+    }
+
+    /// The newest file itself, where that is one of a single TXID which is not ours: the log may show that we can go on behind it. Asked at the
+    /// start, and only where nothing that is known here is what the replica holds last. Default: it cannot be had.
+    fn newest_file(&mut self) -> Option<Vec<u8>> {
+        None
     }
 }
 
@@ -290,7 +297,18 @@ impl Capture {
         let state_path = folder.join("state");
         let state = State::read(&state_path)?;
         let newest = remote.newest().map_err(Error::Remote)?;
-        let Standing { last, waiting, state, mut doubt } = Standing::find(&stage, state, newest, remote.floor())?;
+        let Standing { last, waiting, mut state, mut doubt } = Standing::find(&stage, state, newest, remote.floor())?;
+        if (doubt.is_some() || state.is_none())
+            && let Some(file) = remote.newest_file()
+        {
+            let inode = files.first().and_then(|(_, identity)| *identity).map_or(0, |identity| identity.inode);
+            let node_id = state.map_or_else(random, |state| state.node_id);
+            let inherited = inherit(&file, &log, &now.index, page_size, inode, node_id);
+            if let Some(inherited) = inherited.filter(|inherited| inherited.txid == last.0) {
+                tracing::info!(path = %path.display(), txid = %inherited.txid, "going on behind another program: the WAL shows what it captured last");
+                (state, doubt) = (Some(inherited), None);
+            }
+        }
         let position = Position {
             salts: state.map_or_else(Salts::default, |state| state.salts),
             place: state.map_or(Place { frame: 0, sum: now.index.sum }, |state| state.place),

@@ -38,6 +38,7 @@ mod error;
 #[cfg(test)]
 mod faults;
 mod files;
+mod inherit;
 mod large;
 mod outside;
 mod place;

@@ -108,6 +108,8 @@ struct Known {
     /// What lay in the folder when they were asked.
     left: Option<Left>,
     folder: PathBuf,
+    /// The newest file, where it is not what was captured here last.
+    file: Option<Vec<u8>>,
 }
 
 impl Remote for Known {
@@ -121,6 +123,10 @@ impl Remote for Known {
 
     fn floor(&mut self) -> Txid {
         self.floor
+    }
+
+    fn newest_file(&mut self) -> Option<Vec<u8>> {
+        self.file.take()
     }
 }
 
@@ -789,13 +795,19 @@ impl Driver {
         if reachable == 0 {
             return Err(NotTaken::Remote(if why.is_empty() { "another writer went on".to_owned() } else { why }));
         }
+        let mut file = None;
+        if let Some(newest) = newest.filter(|newest| left.is_none_or(|left| left.txid < newest.txid)) {
+            for line in database.lines.iter().filter(|line| line.reached() == Some(newest.txid)) {
+                file = line.file_of(newest.txid).await;
+            }
+        }
         let (settings, clock) = (database.settings.clone(), self.shared.options.clock.clone());
         let started = Instant::now();
         let capture = self
             .shared
             .work(move || {
                 let folder = settings.meta_path.clone();
-                let (clock, mut known) = (Box::new(move || clock()), Known { newest, floor, left, folder });
+                let (clock, mut known) = (Box::new(move || clock()), Known { newest, floor, left, folder, file });
                 match parked {
                     Some(parked) => parked.wake(clock, &mut known),
                     None => Capture::start(settings, clock, &mut known),

@@ -190,6 +190,16 @@ impl Line {
         Ok(Some(Newest { txid: file.name.max, checksum, time: None }))
     }
 
+    /// The file of this TXID in level 0, where it is small: what the log may show that it was made of.
+    pub(crate) async fn file_of(&self, txid: Txid) -> Option<Vec<u8>> {
+        let files = fence::level_0(&self.target.replica, txid).await.ok()?;
+        let file = files.into_iter().find(|file| file.name == FileName::new(txid, txid))?;
+        if file.size() > IN_MEMORY {
+            return None;
+        }
+        self.target.replica.get_file(&file).await.ok().map(|bytes| bytes.to_vec())
+    }
+
     /// Asks it what it holds where it could not be asked when the others were.
     async fn catch_up(&self) -> Result<(), Trouble> {
         let newest = self.ask(Txid::ZERO).await?;

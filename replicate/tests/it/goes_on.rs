@@ -1,6 +1,6 @@
 //! What was left is gone on with, where the log proves that nothing is missing; otherwise everything is captured anew.
 
-use litestream_replicate::{Capture, Newest};
+use litestream_replicate::{Capture, Newest, Remote};
 use ltx::{Checksum, Txid};
 use rusqlite::Connection;
 
@@ -225,5 +225,70 @@ fn a_damaged_file_that_waits_is_taken_for_gone() {
         (capture, anew) = again(&mut world, &database);
         assert!(anew, "{damage}");
         assert_eq!(capture.txid(), Txid(5 + round as u64));
+    }
+}
+
+/// A replica whose newest file another program has put.
+struct Foreign<'a>(&'a mut crate::common::Replica, Vec<u8>);
+
+impl Remote for Foreign<'_> {
+    fn newest(&mut self) -> Result<Option<Newest>, Box<dyn std::error::Error + Send + Sync>> {
+        self.0.newest()
+    }
+
+    fn newest_file(&mut self) -> Option<Vec<u8>> {
+        Some(self.1.clone())
+    }
+}
+
+#[test]
+fn what_another_program_has_captured_is_gone_on_with_where_the_log_shows_it() {
+    for (change, expected) in [
+        ("nothing", false),
+        ("more was written", false),
+        ("the log was begun anew", true),
+        ("the file is another database's", true),
+        ("the replica holds more", true),
+    ] {
+        let (mut world, database) = World::with_database(4096);
+        let mut capture = world.start();
+        insert(&database, 5, 1000);
+        world.pass(&mut capture, &database);
+        insert(&database, 5, 3000);
+        let staged = capture.stop().unwrap();
+        let mut file = read(&staged.last().unwrap().path);
+        world.replica.take(staged);
+        // As if it had never been ours.
+        std::fs::remove_dir_all(world.own("")).unwrap();
+        match change {
+            "more was written" => insert(&database, 7, 2000),
+            "the log was begun anew" => {
+                checkpoint(&database, "RESTART");
+                insert(&database, 9, 3000);
+            }
+            "the file is another database's" => {
+                let (mut other, database) = World::with_database(4096);
+                let mut capture = other.start();
+                insert(&database, 5, 1000);
+                other.pass(&mut capture, &database);
+                insert(&database, 5, 3000);
+                file = read(&capture.stop().unwrap().last().unwrap().path);
+            }
+            "the replica holds more" => {
+                let newest = world.replica.newest.as_mut().unwrap();
+                newest.txid = newest.txid.next();
+            }
+            _ => {}
+        }
+        let clock = world.clock();
+        let started = Capture::start(world.settings(), clock, &mut Foreign(&mut world.replica, file)).unwrap();
+        let (mut capture, staged) = started;
+        assert_eq!(capture.snapshots() > 0, expected, "{change}");
+        if change != "the replica holds more" {
+            world.replica.take(staged);
+            world.pass(&mut capture, &database);
+            insert(&database, 3, 1000);
+            world.pass(&mut capture, &database);
+        }
     }
 }
