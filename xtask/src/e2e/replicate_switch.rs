@@ -1,9 +1,9 @@
 //! From real Litestream's daemon to ours and back, several times, one at a time, beside a writer that never stops.
 //!
-//! What is seen: both keep what is theirs in `.NAME-litestream`. Ours has no state of its own after Litestream, or one that is older than the
-//! replica, so it cannot prove that nothing is missing: it goes on with all of the database, at the next TXID, and nobody else notices.
-//! Litestream 0.5.17 goes on behind ours without a snapshot: the headers of LTX files say where in the log they end. Started again after
-//! itself, ours goes on where it was, as long as the log was not begun anew meanwhile.
+//! What is seen: both keep what is theirs in `.NAME-litestream`, and nothing of the other's. But the headers of LTX files say which stretch of the
+//! log they were made of. Litestream 0.5.17 takes that at its word and goes on behind ours. Ours reads the stretch, compares it with the file, and goes
+//! on behind Litestream where they are the same; where the log was begun anew meanwhile, it goes on with all of the database, at the next
+//! TXID, and nobody else notices. Started again after itself, ours goes on where it was.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
