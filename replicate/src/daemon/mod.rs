@@ -68,6 +68,9 @@ fn humantime(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }
 
+/// How long after many databases were taken up what that has led to is over.
+const TRIM: Duration = Duration::from_secs(20);
+
 /// What all databases share.
 #[derive(Debug)]
 struct Shared {
@@ -280,8 +283,12 @@ async fn take_up(shared: Arc<Shared>) {
         let Ok(permit) = shared.starts.clone().acquire_owned().await else { return };
         let Some(database) = shared.queue().pop_front() else {
             shared.starting.store(false, Ordering::SeqCst);
-            // What was needed to take up many at once need not stay.
+            // What was needed to take up many at once need not stay, nor what it led to a moment later.
             crate::sys::trim_heap();
+            tokio::spawn(async {
+                tokio::time::sleep(TRIM).await;
+                crate::sys::trim_heap();
+            });
             // Somebody may have come just before.
             if shared.queue().is_empty() || shared.starting.swap(true, Ordering::SeqCst) {
                 return;

@@ -18,8 +18,8 @@ const HOT: Duration = Duration::from_millis(10);
 const COLD: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 const THRIFT: u32 = 600;
 /// How many of them are looked at through memory, a page each. The others, which have rested longer, are looked at by a system call each, and rarely.
-const MAPPED: usize = 3_072;
-const RARELY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_micros(1_200));
+const MAPPED: usize = 2_048;
+const RARELY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_micros(900));
 /// How often those are looked at that are parked.
 const PARKED: Duration = Duration::from_secs(1);
 /// Two system calls for each of them; where there are many, they wait longer.
