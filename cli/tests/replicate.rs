@@ -144,7 +144,11 @@ fn the_end_of_the_child_is_the_end() {
 fn a_missing_database_is_restored_before_the_child_starts() {
     let folder = tempfile::tempdir().unwrap();
     let (db, copy) = (folder.path().join("sub/a.db"), folder.path().join("copy.db"));
-    let replica = format!("file://{}", golden().display());
+    // What is replicated goes there: not into the golden one.
+    let place = folder.path().join("replica");
+    let copied = Command::new("cp").arg("-r").arg(golden()).arg(&place).status().unwrap();
+    assert!(copied.success());
+    let replica = format!("file://{}", place.display());
     let arguments = |exec: &str| {
         let arguments = ["-restore-if-db-not-exists", "-exec", exec, db.to_str().unwrap(), &replica];
         Daemon::start(&arguments)
@@ -157,9 +161,12 @@ fn a_missing_database_is_restored_before_the_child_starts() {
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0)).unwrap()
     };
     assert!(rows(&copy) > 0);
-    // It is left alone where it is there.
+    // It is left alone where it is there, even where that is no database, and so cannot be replicated.
+    for suffix in ["-wal", "-shm"] {
+        let _ = std::fs::remove_file(folder.path().join(format!("sub/a.db{suffix}")));
+    }
     std::fs::write(&db, "mine").unwrap();
-    assert_eq!(arguments("true").end().code(), Some(0));
+    assert_eq!(arguments("true").end().code(), Some(1));
     assert_eq!(std::fs::read(&db).unwrap(), b"mine");
 }
 

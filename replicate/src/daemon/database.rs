@@ -25,6 +25,8 @@ const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 const HOPELESS: Duration = Duration::from_secs(2);
 /// The longest pause between two passes where uploads do not keep up.
 const LONGEST_PACE: u32 = 60;
+/// How many files may wait without that uploads count as late.
+const FEW: usize = 3;
 /// How often a database that does not change is looked at all the same, as long as it does not rest.
 const LOOK: Duration = Duration::from_secs(1);
 /// How many descriptors a database uses while it is captured, and while it rests.
@@ -843,12 +845,12 @@ impl Driver {
         Ok(Box::new(capture))
     }
 
-    /// How long to wait between two passes: longer, where uploads do not keep up.
+    /// How long to wait between two passes: longer, where uploads do not keep up. A pass may make several files.
     fn pace(&self) -> Duration {
         let backlog = self.database.lines.iter().filter(|line| !line.is_fenced()).map(|line| line.waiting()).min();
         let interval = self.database.sync_interval;
         match backlog.unwrap_or(0) {
-            0 | 1 => interval,
+            0..=FEW => interval,
             more => {
                 interval.max(Duration::from_millis(100)) * u32::try_from(more).unwrap_or(u32::MAX).min(LONGEST_PACE)
             }
@@ -876,7 +878,8 @@ impl Driver {
         let due = if changed.is_some() { self.last.map_or(now, |last| last + self.pace()) } else { look };
         if now < due && asked.is_none() && snapshot.is_none() && !drill {
             self.held = Held::Live(capture, permit);
-            return Some(due);
+            // By then uploads may have caught up.
+            return Some(due.min(now + self.database.sync_interval.max(Duration::from_millis(10))));
         }
         let started = Instant::now();
         self.looked = Some(started);
