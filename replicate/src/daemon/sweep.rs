@@ -19,13 +19,13 @@ const COLD: (Duration, Duration) = (Duration::from_millis(50), Duration::from_mi
 const THRIFT: u32 = 600;
 /// How many of them are looked at through memory, a page each. The others, which have rested longer, are looked at by a system call each, and rarely.
 const MAPPED: usize = 2_048;
-const RARELY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_micros(900));
+const RARELY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_micros(1_500));
 /// How often those are looked at that are parked.
 const PARKED: Duration = Duration::from_secs(1);
 /// Two system calls for each of them; where there are many, they wait longer.
 const EACH: Duration = Duration::from_millis(5);
 /// In how many of these rounds it is looked once whether the files are still the same.
-const ROUNDS: usize = 60;
+const ROUNDS: usize = 120;
 
 /// All databases that are held or parked.
 #[derive(Debug, Default)]
