@@ -77,7 +77,8 @@ fn reason(line: &str) -> String {
     let said = said.split_once(" path=").map_or(said, |(said, _)| said).trim_end_matches('"');
     let mut why = String::new();
     for word in said.split(' ') {
-        let number = word.len() >= 16 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let plain = word.trim_end_matches([',', ';', ':']);
+        let number = plain.len() >= 16 && plain.bytes().all(|byte| byte.is_ascii_hexdigit());
         let word: String = word.chars().filter(|c| !c.is_ascii_digit()).collect();
         let _ = write!(why, "{}{}", if why.is_empty() { "" } else { " " }, if number { "N" } else { &word });
     }
