@@ -66,6 +66,14 @@ impl Capture {
         } else if !now.is_full() && (index.frames >= settings.checkpoint_pages || old(self.upkeep.since)) {
             self.upkeep.tried = Some((index.salts, index.frames, time));
             self.checkpoint()?;
+            if self.upkeep.pinned.is_none() {
+                // What a writer has slipped in meanwhile is little, and quickly copied. As long as the log cannot begin anew, the application's own
+                // checkpoints copy what each of our passes lets them, in the middle of its commits.
+                if !self.look()?.is_full() {
+                    self.checkpoint()?;
+                }
+                self.upkeep.tried = None;
+            }
         }
         Ok(self.take_ready())
     }
