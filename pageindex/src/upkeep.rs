@@ -113,12 +113,37 @@ impl Upkeep {
     /// # Errors
     /// As merging and the store say. What failed is due again after its interval.
     pub async fn step(&mut self, replica: &Replica, newest: Txid, now: Timestamp, scratch_dir: &Path) -> Result<Kept> {
-        let mut due = self.take_due(newest, now);
+        let before = self.done.clone();
+        let due = self.take_due(newest, now);
         let ripe = self.ripe.is_some_and(|ripe| ripe <= now);
         let mut kept = Kept::default();
         if due.is_empty() && !ripe {
             return Ok(kept);
         }
+        if ripe {
+            self.ripe = after(now, self.shortest());
+        }
+        let mut left = due;
+        let outcome = Box::pin(self.work(replica, newest, now, scratch_dir, &mut left, &mut kept)).await;
+        for (done, before) in self.done.iter_mut().zip(before) {
+            if left.contains(&done.0) {
+                // It was not made after all.
+                done.2 = before.2;
+            }
+        }
+        outcome.map(|()| kept)
+    }
+
+    /// Makes the levels that are `left`, each of which is taken off when it is made, and deletes what need not be kept.
+    async fn work(
+        &mut self,
+        replica: &Replica,
+        newest: Txid,
+        now: Timestamp,
+        scratch_dir: &Path,
+        left: &mut Vec<Level>,
+        kept: &mut Kept,
+    ) -> Result<()> {
         // Whatever fails below may have changed what is there.
         let mut listing = match self.files.take() {
             Some(files) => files,
@@ -126,35 +151,16 @@ impl Upkeep {
         };
         if !std::mem::replace(&mut self.looked, true) {
             self.look(&listing);
-            for level in self.take_due(newest, now) {
-                if !due.contains(&level) {
-                    due.push(level);
-                }
-            }
-            due.sort_unstable();
+            left.extend(self.take_due(newest, now));
+            left.sort_unstable();
         }
-        for level in due {
-            if is_alone(&listing, level) {
-                continue;
+        while let Some(level) = left.first().copied() {
+            if !is_alone(&listing, level) {
+                let made = make(replica, &mut listing, level, scratch_dir).await?;
+                kept.made += usize::from(made.is_some());
+                listing = Listing::of(listing.into_files().chain(made));
             }
-            for attempt in 0.. {
-                let options = MergeOptions::default();
-                let made = match level {
-                    Level::SNAPSHOT => Box::pin(snapshot(replica, &listing, scratch_dir, &options)).await,
-                    level => Box::pin(compact_into(replica, &listing, level, scratch_dir, &options)).await,
-                };
-                match made {
-                    Err(error) if error.wants_new_plan() && attempt < MAX_REPLANS => {
-                        listing = Listing::full(replica).await?;
-                    }
-                    Err(error) => return Err(error),
-                    Ok(made) => {
-                        kept.made += usize::from(made.is_some());
-                        listing = Listing::of(listing.into_files().chain(made));
-                        break;
-                    }
-                }
-            }
+            left.remove(0);
         }
         if self.schedule.deletes {
             let files = expired(&listing, &self.schedule.retention, now);
@@ -164,7 +170,7 @@ impl Upkeep {
         }
         self.ripe = self.ripens(&listing, now);
         self.files = self.alone.then_some(listing);
-        Ok(kept)
+        Ok(())
     }
 
     /// The levels that are due; they count as done.
@@ -210,6 +216,22 @@ impl Upkeep {
         // Where something else keeps it, it is looked again with whatever is due next.
         (self.schedule.deletes && first > now.0).then_some(Timestamp(first))
     }
+}
+
+/// Makes the next file of a level; the replica is listed again where inputs have vanished.
+async fn make(replica: &Replica, listing: &mut Listing, level: Level, scratch_dir: &Path) -> Result<Option<FileInfo>> {
+    let options = MergeOptions::default();
+    for attempt in 0.. {
+        let made = match level {
+            Level::SNAPSHOT => Box::pin(snapshot(replica, listing, scratch_dir, &options)).await,
+            level => Box::pin(compact_into(replica, listing, level, scratch_dir, &options)).await,
+        };
+        match made {
+            Err(error) if error.wants_new_plan() && attempt < MAX_REPLANS => *listing = Listing::full(replica).await?,
+            made => return made,
+        }
+    }
+    Ok(None)
 }
 
 /// Whether all that a level would be made of is one file that holds the whole database: merged with nothing it would be that file once more.

@@ -72,11 +72,10 @@ impl Database {
 
     /// Restores what each replica holds at the digest's TXID, and compares.
     pub(crate) async fn drill(self: Arc<Self>, shared: Arc<Shared>, digest: Arc<Digest>) {
-        let Ok(_permit) = shared.merges.acquire().await else { return };
         let lines = self.lines.iter().filter(|line| line.target.validation_interval.is_some() && !line.is_fenced());
         for line in lines {
             let (path, url, txid) = (self.path().display(), line.target.replica.url(), digest.txid());
-            match self.compare(line, &digest).await {
+            match self.compare(&shared, line, &digest).await {
                 Ok(Outcome::Same) => {
                     tracing::info!(%path, %url, %txid, pages = digest.commit().0, "drill passed: restored, and the same");
                     self.drilled(true, None);
@@ -94,6 +93,7 @@ impl Database {
                 }
             }
         }
+        self.face().drilling = false;
     }
 
     fn alarm(self: &Arc<Self>, shared: &Arc<Shared>, line: &Line, what: &str) {
@@ -104,7 +104,7 @@ impl Database {
         self.rouse(shared);
     }
 
-    async fn compare(&self, line: &Line, digest: &Arc<Digest>) -> Result<Outcome, String> {
+    async fn compare(&self, shared: &Shared, line: &Line, digest: &Arc<Digest>) -> Result<Outcome, String> {
         let txid = digest.txid();
         let deadline = tokio::time::Instant::now() + PATIENCE;
         while !line.holds(txid)? {
@@ -116,6 +116,7 @@ impl Database {
                 return Err(line.error().unwrap_or_else(|| "it is not uploaded yet".to_owned()));
             }
         }
+        let Ok(_permit) = shared.merges.acquire().await else { return Err("the daemon ends".to_owned()) };
         let folder = self.settings.meta_path.join("drill");
         let path = folder.join("restored.db");
         let failed = |error: std::io::Error| format!("{}: {error}", folder.display());

@@ -21,6 +21,7 @@ use litestream_storage::{Body, FileInfo, GetRange, Kind, Level, Scope};
 use ltx::{Checksum, Decoder, Encoder, FileName, HEADER_LEN, Header, PageSize, Timestamp, Txid};
 use tokio::sync::Notify;
 
+use super::Shared;
 use super::spec::{Options, Target};
 use super::status::{ReplicaCounters, ReplicaStatus};
 use crate::stage::Staged;
@@ -117,6 +118,32 @@ impl<E: std::error::Error> From<E> for Trouble {
 }
 
 impl State {
+    /// Whether there is something to do: to upload, or to ask what could not be asked before.
+    fn has_work(&self) -> bool {
+        !self.is_stuck() && (!self.queue.is_empty() || self.reached.is_none())
+    }
+
+    /// A file is there; put just now, or before.
+    fn sent(&mut self, job: &Job, file: Option<FileInfo>, started: Instant) {
+        let txid = job.staged.txid;
+        self.reached = self.reached.max(Some(txid));
+        if self.queue.front().is_some_and(|front| front.staged.txid == txid) {
+            self.queue.pop_front();
+        }
+        if let Some(file) = file {
+            tracing::debug!(key = file.key(), bytes = file.size(), "uploaded");
+            self.uploads += 1;
+            self.bytes += file.size();
+            self.upload_time += started.elapsed();
+            self.put.push(file);
+        }
+        let lag = job.since.elapsed();
+        let old = self.worst.1.is_none_or(|when| when.elapsed() > WORST_FOR);
+        if old || lag > self.worst.0 {
+            self.worst = (lag, Some(Instant::now()));
+        }
+    }
+
     /// Whether nothing can be uploaded before something else has happened.
     fn is_stuck(&self) -> bool {
         self.fenced.is_some() || self.needs_base || self.closed
@@ -224,15 +251,15 @@ impl Line {
         (state.needs_base, state.page_size) = (false, None);
     }
 
-    /// Empties the queue, and fills it with what is still to go there.
-    pub(crate) fn refill(&self, staged: &[Staged], since: Instant) {
+    /// Empties the queue, and fills it with what is still to go there of what was captured up to a TXID.
+    pub(crate) fn refill(&self, staged: &[Staged], captured: Txid, since: Instant) {
         let mut state = self.state();
         let reached = state.reached.unwrap_or_default();
         (state.needs_base, state.closed) = (false, false);
         state.queue.clear();
         let wanted = staged.iter().filter(|staged| staged.txid > reached);
         state.queue.extend(wanted.map(|staged| Job { staged: staged.clone(), since }));
-        state.queued = staged.last().map_or(reached, |last| last.txid);
+        state.queued = captured;
     }
 
     /// Adds to the queue. Hands out what need not go there any more, because all of the database follows.
@@ -264,7 +291,7 @@ impl Line {
     /// Takes the queue to work on it, where nobody does.
     pub(crate) fn take(&self) -> bool {
         let mut state = self.state();
-        let idle = !state.busy && !state.queue.is_empty() && !state.is_stuck();
+        let idle = !state.busy && state.has_work();
         state.busy |= idle;
         idle
     }
@@ -318,14 +345,15 @@ impl Line {
     }
 
     /// Works on the queue until it is empty. `done` is told of each file that is there.
-    pub(crate) async fn run(&self, options: &Options, permits: &tokio::sync::Semaphore, done: impl Fn(&Staged)) {
+    pub(crate) async fn run(&self, shared: &Shared, done: impl Fn(&Staged)) {
         loop {
             let (job, until) = {
                 let mut state = self.state();
-                let job = state.queue.front().filter(|_| !state.is_stuck()).cloned();
-                state.busy = job.is_some();
-                let Some(job) = job else { return };
-                (job, state.failing.as_ref().map(|failing| failing.until))
+                state.busy = state.has_work();
+                if !state.busy {
+                    return;
+                }
+                (state.queue.front().cloned(), state.failing.as_ref().map(|failing| failing.until))
             };
             if let Some(until) = until.filter(|until| *until > Instant::now()) {
                 tokio::select! {
@@ -336,42 +364,32 @@ impl Line {
                     continue;
                 }
             }
+            let permits = if until.is_some() { &shared.retries } else { &shared.uploads };
             let Ok(permit) = permits.acquire().await else { return };
             let started = Instant::now();
-            let sent = Box::pin(self.send(&job.staged, options)).await;
+            let sent = match &job {
+                Some(job) => Box::pin(self.send(&job.staged, &shared.options)).await,
+                None => Box::pin(self.catch_up()).await.map(|()| None),
+            };
             drop(permit);
-            self.note(&job, sent, started, options);
-            if self.is_past(job.staged.txid) {
+            self.note(job.as_ref(), sent, started, &shared.options);
+            if let Some(job) = job.filter(|job| self.is_past(job.staged.txid)) {
                 done(&job.staged);
             }
         }
     }
 
-    fn note(&self, job: &Job, sent: Result<Option<FileInfo>, Trouble>, started: Instant, options: &Options) {
+    fn note(&self, job: Option<&Job>, sent: Result<Option<FileInfo>, Trouble>, started: Instant, options: &Options) {
         let url = self.target.replica.url();
         let mut state = self.state();
         match sent {
             Ok(file) => {
-                let txid = job.staged.txid;
                 if state.failing.take().is_some() {
-                    tracing::info!(%url, %txid, "uploading again");
-                }
-                state.reached = state.reached.max(Some(txid));
-                if state.queue.front().is_some_and(|front| front.staged.txid == txid) {
-                    state.queue.pop_front();
+                    tracing::info!(%url, "the replica answers again");
                 }
                 state.last_sync = Some((options.clock)());
-                if let Some(file) = file {
-                    tracing::debug!(key = file.key(), bytes = file.size(), "uploaded");
-                    state.uploads += 1;
-                    state.bytes += file.size();
-                    state.upload_time += started.elapsed();
-                    state.put.push(file);
-                }
-                let lag = job.since.elapsed();
-                let old = state.worst.1.is_none_or(|when| when.elapsed() > WORST_FOR);
-                if old || lag > state.worst.0 {
-                    state.worst = (lag, Some(Instant::now()));
+                if let Some(job) = job {
+                    state.sent(job, file, started);
                 }
             }
             Err(Trouble::Missing) => state.needs_base = true,
@@ -390,7 +408,8 @@ impl Line {
                 }
                 let pause = (since.elapsed() / 4).clamp(PAUSE.0, PAUSE.1);
                 // Somewhat apart from others who fail with the same store.
-                let apart = 0.75 + f64::from(job.staged.checksum.0 as u16) / f64::from(u16::MAX) / 2.0;
+                let random = job.map_or(0, |job| job.staged.checksum.0 as u16);
+                let apart = 0.75 + f64::from(random) / f64::from(u16::MAX) / 2.0;
                 state.failing = Some(Failing { since, why, until: Instant::now() + pause.mul_f64(apart) });
             }
         }

@@ -5,6 +5,7 @@
 
 mod database;
 mod drill;
+mod driver;
 mod line;
 mod spec;
 mod status;
@@ -16,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use database::{Database, blocking};
+use database::Database;
 use futures::StreamExt;
 use tokio::sync::Semaphore;
 
@@ -79,6 +80,8 @@ struct Shared {
     captures: Semaphore,
     starts: Arc<Semaphore>,
     uploads: Semaphore,
+    /// The same for replicas where uploading fails: a store that is down keeps nobody else's uploads waiting.
+    retries: Semaphore,
     merges: Arc<Semaphore>,
     /// When the next replica is to be compacted, or database drilled: before that nobody need look.
     next_due: AtomicI64,
@@ -121,6 +124,8 @@ impl Shared {
 }
 
 /// Replicates databases, each for itself. Cheap to clone; clones are the same. All methods belong into a tokio runtime with several threads.
+///
+/// To drop it ends nothing: [`Daemon::shutdown`] does, and so does the end of the runtime, which is what a crash is.
 #[derive(Clone, Debug)]
 pub struct Daemon(Arc<Shared>);
 
@@ -128,12 +133,14 @@ impl Daemon {
     /// Nothing is replicated yet.
     #[must_use]
     pub fn new(options: Options) -> Self {
-        let descriptors = usize::try_from(options.descriptors).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
-        let some = options.starts.max(1) * database::LIVE as usize;
+        let descriptors = usize::try_from(options.descriptors).unwrap_or(usize::MAX);
+        let descriptors = descriptors.clamp(2 * driver::LIVE as usize, Semaphore::MAX_PERMITS);
+        let some = options.starts.max(1) * driver::LIVE as usize;
         let shared = Arc::new(Shared {
             captures: Semaphore::new(options.captures.max(1)),
             starts: Arc::new(Semaphore::new(options.starts.max(1))),
             uploads: Semaphore::new(options.uploads.max(1)),
+            retries: Semaphore::new(options.uploads.max(1)),
             merges: Arc::new(Semaphore::new(options.merges.max(1))),
             next_due: AtomicI64::new(i64::MAX),
             databases: Mutex::default(),
@@ -186,11 +193,7 @@ impl Daemon {
         let database = self.find(path)?;
         let stopped = database.stop(&self.0, patience).await;
         self.0.databases().remove(path);
-        match stopped {
-            // It was let go before.
-            Err(ControlError::Stopped(_)) => Ok(database.synced()),
-            stopped => stopped,
-        }
+        stopped
     }
 
     /// Goes on with a database that was stopped. Says no where it was not.
@@ -272,8 +275,18 @@ impl Daemon {
             outcomes = stopped => outcomes,
             () = hurry => Vec::new(),
         };
-        let failed = outcomes.into_iter().filter_map(Result::err);
-        failed.filter(|error| !matches!(error, ControlError::Stopped(_))).collect()
+        outcomes.into_iter().filter_map(Result::err).collect()
+    }
+}
+
+/// Runs what blocks on a thread where it may. `None` where it panicked: then it was as if we had crashed.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => Some(done),
+        Err(error) => {
+            tracing::error!(%error, "a part of the program failed; the database is taken up anew");
+            None
+        }
     }
 }
 

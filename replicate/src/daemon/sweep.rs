@@ -22,6 +22,8 @@ const MAPPED: usize = 2_048;
 const RARELY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_micros(1_500));
 /// How often those are looked at that are parked.
 const PARKED: Duration = Duration::from_secs(1);
+/// How often it is looked whether descriptors suffice.
+const ROOM: Duration = Duration::from_millis(100);
 /// Two system calls for each of them; where there are many, they wait longer.
 const EACH: Duration = Duration::from_millis(5);
 /// In how many of these rounds it is looked once whether the files are still the same.
@@ -176,7 +178,7 @@ enum Notice {
 
 /// Looks at all databases until nobody has the daemon any more.
 pub(crate) fn run(shared: &Weak<Shared>) {
-    let [mut cold, mut plain, mut parked] = [Instant::now(); 3];
+    let [mut cold, mut plain, mut parked, mut room] = [Instant::now(); 4];
     loop {
         let Some(shared) = shared.upgrade() else { return };
         let now = Instant::now();
@@ -205,7 +207,10 @@ pub(crate) fn run(shared: &Weak<Shared>) {
                 database.notice(&shared, false);
             }
         }
-        make_room(&shared);
+        if now >= room {
+            make_room(&shared);
+            room = now + ROOM;
+        }
         let slots = shared.sweep.slots();
         let next = if slots.hot.is_empty() { cold.min(plain).min(parked) } else { now + HOT };
         let pause = next.saturating_duration_since(Instant::now());
@@ -297,7 +302,7 @@ fn make_room(shared: &Arc<Shared>) {
     if room >= few {
         return;
     }
-    let count = (enough - room).div_ceil(super::database::RESTING as usize);
+    let count = (enough - room).div_ceil(super::driver::RESTING as usize);
     let resting = shared.sweep.slots().resting(count);
     tracing::debug!(room, few, count, resting = resting.len(), "descriptors run short: parking");
     for database in resting {

@@ -1,0 +1,559 @@
+//! Doing what is to be done with one database: taking it up from wherever it was left, passes when they are due, letting it rest, letting it go.
+//!
+//! A driver is a task that lives as long as there is something to do. It holds the database while it runs; when it ends it leaves that on the
+//! database's [`Face`](super::database::Face).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use ltx::Txid;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::Shared;
+use super::database::{Database, Held};
+use super::status::Phase;
+use super::sweep::Place;
+use crate::{Capture, Concern, Error, Left, Newest, Parked, Refused, Remote, Staged};
+
+/// The pauses after which a database is tried again that cannot be captured.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// The longest of them where it costs next to nothing to look.
+const LOCAL_PAUSE: Duration = Duration::from_secs(4);
+/// The longest pause between two takeovers from another writer.
+const LONGEST_RECOVERY: Duration = Duration::from_secs(300);
+/// How long to wait for descriptors without saying so.
+const CROWDED: Duration = Duration::from_secs(10);
+/// The longest pause between two passes where uploads do not keep up.
+const LONGEST_PACE: u32 = 60;
+/// How many files may wait without that uploads count as late.
+const FEW: usize = 3;
+/// How often a database that does not change is looked at all the same, as long as it does not rest.
+const LOOK: Duration = Duration::from_secs(1);
+/// How many descriptors a database uses while it is captured, and while it rests.
+pub(super) const LIVE: u32 = 10;
+pub(super) const RESTING: u32 = 2;
+
+/// What the replicas hold, asked before.
+struct Known {
+    newest: Option<Newest>,
+    /// Up to where all of them hold everything.
+    floor: Txid,
+    /// What lay in the folder when they were asked.
+    left: Option<Left>,
+    folder: PathBuf,
+    /// The newest file, where it is not what was captured here last.
+    file: Option<Vec<u8>>,
+}
+
+impl Remote for Known {
+    fn newest(&mut self) -> Result<Option<Newest>, Box<dyn std::error::Error + Send + Sync>> {
+        // Nobody else can go on from here on; but whoever did until a moment ago may have uploaded something since they were asked.
+        if Left::read(&self.folder) != self.left {
+            return Err("another process has gone on since the replica was asked".into());
+        }
+        Ok(self.newest)
+    }
+
+    fn floor(&mut self) -> Txid {
+        self.floor
+    }
+
+    fn newest_file(&mut self) -> Option<Vec<u8>> {
+        self.file.take()
+    }
+}
+
+/// Why a database is not captured.
+pub(super) enum NotTaken {
+    /// There is none yet.
+    Missing,
+    Capture(Error),
+    /// Something else, in a sentence.
+    Other(String),
+}
+
+impl NotTaken {
+    fn panicked() -> Self {
+        Self::Other("a part of the program failed; it is taken up anew".to_owned())
+    }
+}
+
+/// What the driver of a database knows.
+struct Driver {
+    database: Arc<Database>,
+    shared: Arc<Shared>,
+    held: Held,
+    /// To take it up.
+    permit: Option<OwnedSemaphorePermit>,
+    failures: u32,
+    /// How often it was gone on with behind another writer: two who both do so must not wear each other out.
+    recoveries: u32,
+    /// When the last pass began, and the last one that captured something.
+    looked: Option<Instant>,
+    last: Option<Instant>,
+    /// Since when nothing has changed.
+    quiet: Instant,
+    /// Whether nothing was seen to change since it was taken up for the first time.
+    fresh: bool,
+}
+
+pub(super) async fn drive(
+    database: Arc<Database>,
+    shared: Arc<Shared>,
+    held: Held,
+    permit: Option<OwnedSemaphorePermit>,
+) {
+    let mut driver = Driver {
+        database,
+        shared,
+        held,
+        permit,
+        failures: 0,
+        recoveries: 0,
+        looked: None,
+        last: None,
+        quiet: Instant::now(),
+        fresh: false,
+    };
+    while let Some(until) = Box::pin(driver.step()).await {
+        tokio::select! {
+            () = tokio::time::sleep_until(until.into()) => {}
+            () = driver.database.wake.notified() => {}
+        }
+    }
+}
+
+impl Driver {
+    /// Does what is to be done now. Tells when there will be something again, or nothing where the driver has ended.
+    async fn step(&mut self) -> Option<Instant> {
+        if self.database.face().ending {
+            return self.finish().await;
+        }
+        let (capture, permit) = match std::mem::take(&mut self.held) {
+            Held::Live(capture, permit) => (capture, permit),
+            held => match self.take_up(held).await {
+                Ok(taken) => taken,
+                Err(refused) => return Some(self.refused(&refused)),
+            },
+        };
+        self.tick(capture, permit).await
+    }
+
+    fn refused(&mut self, refused: &NotTaken) -> Instant {
+        let disk_full = matches!(refused, NotTaken::Capture(error) if error.is_disk_full());
+        self.database.refuse(refused, disk_full);
+        self.failures += 1;
+        let pause = match refused {
+            // It costs next to nothing to look.
+            NotTaken::Missing => PAUSE.0,
+            NotTaken::Capture(_) => (PAUSE.0 * self.failures).min(LOCAL_PAUSE),
+            NotTaken::Other(_) => (PAUSE.0 * 2_u32.pow(self.failures.min(6) - 1)).min(PAUSE.1),
+        };
+        Instant::now() + pause
+    }
+
+    /// Takes up the database, from wherever it was left.
+    async fn take_up(&mut self, held: Held) -> Result<(Box<Capture>, OwnedSemaphorePermit), NotTaken> {
+        let clock = self.shared.options.clock.clone();
+        let mut room = std::pin::pin!(self.shared.descriptors.clone().acquire_many_owned(LIVE));
+        let room = match tokio::time::timeout(CROWDED, &mut room).await {
+            Ok(room) => room,
+            Err(_) => {
+                let why = "too many databases change at once for the files that this process may have open; it waits for its turn. Raise the limit (LimitNOFILE, ulimit -n)";
+                self.database.refuse(&NotTaken::Other(why.to_owned()), false);
+                room.await
+            }
+        };
+        let Ok(room) = room else { return Err(NotTaken::panicked()) };
+        let capture = match held {
+            Held::Live(capture, permit) => return Ok((capture, permit)),
+            Held::Resting(resting, permit) => {
+                let woken = self.shared.work(move || resting.wake(Box::new(move || clock()))).await;
+                match woken {
+                    Some(Ok(capture)) => {
+                        drop(permit);
+                        Box::new(capture)
+                    }
+                    Some(Err(refused)) => {
+                        let Refused { unharmed, why } = *refused;
+                        if !why.is_final() {
+                            self.held = Held::Resting(Box::new(unharmed), permit);
+                        }
+                        return Err(NotTaken::Capture(why));
+                    }
+                    None => return Err(NotTaken::panicked()),
+                }
+            }
+            Held::Parked(parked) => {
+                self.held = Held::Parked(parked.clone());
+                let capture = self.begin(Some(parked)).await?;
+                self.held = Held::Nothing;
+                capture
+            }
+            Held::Nothing => self.begin(None).await?,
+        };
+        self.live(&capture);
+        Ok((capture, room))
+    }
+
+    /// It is being captured from now on.
+    fn live(&mut self, capture: &Capture) {
+        let place = {
+            let mut face = self.database.face();
+            (face.phase, face.error) = (Phase::Live, None);
+            (face.disk_full, face.missing, face.hopeless) = (false, false, false);
+            face.txid = capture.txid();
+            (face.size, face.wal_size) = capture.sizes();
+            face.place.get_or_insert_with(|| Arc::new(Place::new(&self.shared, &self.database))).clone()
+        };
+        match capture.watch() {
+            Ok(watch) => place.hot(Some(watch), capture.seen()),
+            Err(error) => {
+                tracing::warn!(path = %self.database.path().display(), %error, "changes are noticed late");
+                place.blind();
+            }
+        }
+        (self.failures, self.quiet) = (0, Instant::now());
+        self.database.progress.notify_waiters();
+    }
+
+    /// Asks the replicas what they hold, then begins to hold the database.
+    async fn begin(&mut self, parked: Option<Arc<Parked>>) -> Result<Box<Capture>, NotTaken> {
+        let database = &self.database;
+        let _permit = match self.permit.take() {
+            Some(permit) => permit,
+            None => match self.shared.starts.clone().acquire_owned().await {
+                Ok(permit) => permit,
+                Err(_) => return Err(NotTaken::Missing),
+            },
+        };
+        if !database.path().exists() {
+            return Err(NotTaken::Missing);
+        }
+        let left = Left::read(&database.folder());
+        for line in &database.lines {
+            if line.wants_anew() || line.needs_base() {
+                line.forget();
+            }
+        }
+        let asked = database.lines.iter().filter(|line| !line.is_fenced()).map(|line| line.newest(left));
+        let answers = futures::future::join_all(asked).await;
+        let mut newest: Option<Newest> = None;
+        let (mut reachable, mut why, mut floor) = (0, String::new(), Txid(u64::MAX));
+        for answer in answers {
+            match answer {
+                Ok(found) => {
+                    reachable += 1;
+                    floor = floor.min(found.map_or(Txid::ZERO, |found| found.txid));
+                    if found.is_some_and(|found| newest.is_none_or(|newest| newest.txid < found.txid)) {
+                        newest = found;
+                    }
+                }
+                Err(error) => (why, floor) = (error.to_string(), Txid::ZERO),
+            }
+        }
+        if reachable == 0 {
+            return Err(NotTaken::Other(if why.is_empty() {
+                "another writer went on in every replica; see that only one writes them, then start it again".to_owned()
+            } else {
+                format!("cannot ask the replica what it holds: {why}")
+            }));
+        }
+        let mut file = None;
+        if let Some(newest) = newest.filter(|newest| left.is_none_or(|left| left.txid < newest.txid)) {
+            for line in database.lines.iter().filter(|line| line.reached() == Some(newest.txid)) {
+                file = line.file_of(newest.txid).await;
+            }
+        }
+        let (settings, clock) = (database.settings.clone(), self.shared.options.clock.clone());
+        let started = Instant::now();
+        let capture = self
+            .shared
+            .work(move || {
+                let folder = settings.meta_path.clone();
+                let (clock, mut known) = (Box::new(move || clock()), Known { newest, floor, left, folder, file });
+                match parked {
+                    Some(parked) => parked.wake(clock, &mut known),
+                    None => Capture::start(settings, clock, &mut known),
+                }
+            })
+            .await;
+        let (capture, staged) = match capture {
+            Some(Ok(started)) => started,
+            Some(Err(error)) => {
+                if matches!(error, Error::Replicated(_) | Error::Remote(_)) {
+                    // Another process uploads meanwhile: the next try asks again.
+                    database.lines.iter().filter(|line| !line.is_fenced()).for_each(|line| line.forget());
+                }
+                return Err(NotTaken::Capture(error));
+            }
+            None => return Err(NotTaken::panicked()),
+        };
+        for line in &database.lines {
+            line.refill(&staged, capture.txid(), started);
+        }
+        if !database.cleaned.swap(true, Ordering::Relaxed) {
+            database.clean();
+        }
+        {
+            let mut face = database.face();
+            face.txid = capture.txid();
+            face.counters.snapshots += u64::from(capture.snapshots());
+        }
+        tracing::debug!(path = %database.path().display(), txid = %capture.txid(), "replicating");
+        // Where nothing is going on, it rests at once.
+        (self.looked, self.last, self.fresh) = (None, None, true);
+        database.upload(&self.shared);
+        Ok(Box::new(capture))
+    }
+
+    /// How long to wait between two passes: longer, where uploads do not keep up. A pass may make several files.
+    fn pace(&self) -> Duration {
+        let backlog = self.database.lines.iter().filter(|line| !line.is_fenced()).map(|line| line.waiting()).min();
+        let interval = self.database.sync_interval;
+        match backlog.unwrap_or(0) {
+            0..=FEW => interval,
+            more => {
+                interval.max(Duration::from_millis(100)) * u32::try_from(more).unwrap_or(u32::MAX).min(LONGEST_PACE)
+            }
+        }
+    }
+
+    /// Captures where that is due. Tells when it will be.
+    async fn tick(&mut self, mut capture: Box<Capture>, permit: OwnedSemaphorePermit) -> Option<Instant> {
+        let now = Instant::now();
+        if self.database.lines.iter().any(|line| line.wants_anew()) {
+            // Another writer has been there. What was captured and not uploaded will be in the snapshot.
+            drop((capture, permit));
+            let pause = PAUSE.0 * 2_u32.pow(self.recoveries.min(16));
+            self.recoveries += 1;
+            return Some(now + pause.min(LONGEST_RECOVERY));
+        }
+        let (asked, changed, snapshot, drill) = {
+            let mut face = self.database.face();
+            let now = face.urgent || face.asked > face.answered;
+            face.urgent = false;
+            (now.then_some(face.asked), face.changed, face.snapshot.take(), std::mem::take(&mut face.drill))
+        };
+        let based = self.database.lines.iter().any(|line| line.needs_base());
+        let snapshot = snapshot.or_else(|| based.then(|| "a replica lacks what comes before".to_owned()));
+        let look = self.looked.map_or(now, |looked| looked + LOOK);
+        let due = if changed.is_some() { self.last.map_or(now, |last| last + self.pace()) } else { look };
+        if now < due && asked.is_none() && snapshot.is_none() && !drill {
+            self.held = Held::Live(capture, permit);
+            // By then uploads may have caught up.
+            return Some(due.min(now + self.database.sync_interval.max(Duration::from_millis(10))));
+        }
+        let started = Instant::now();
+        self.looked = Some(started);
+        let since = self.database.face().changed.take();
+        let again = snapshot.clone();
+        let before = capture.snapshots();
+        let done = self
+            .shared
+            .work(move || {
+                let mut staged = Vec::new();
+                let mut outcome = capture.pass().map(|more| staged.extend(more));
+                if let (Ok(()), Some(why)) = (&outcome, snapshot) {
+                    outcome = capture.snapshot_now(&why).map(|more| staged.extend(more));
+                }
+                if outcome.is_ok() {
+                    outcome = capture.checkpoint_if_due().map(|more| staged.extend(more));
+                }
+                let mut digest = None;
+                if outcome.is_ok() && drill {
+                    match capture.digest() {
+                        Ok(found) => digest = Some(found),
+                        Err(error) => outcome = Err(error),
+                    }
+                    if outcome.is_ok() {
+                        outcome = capture.pass().map(|more| staged.extend(more));
+                    }
+                }
+                (capture, staged, outcome, digest)
+            })
+            .await;
+        let Some((mut capture, staged, outcome, digest)) = done else {
+            return Some(self.refused(&NotTaken::panicked()));
+        };
+        self.queue(&staged, since.unwrap_or(started));
+        self.note(&mut capture, &staged, started, before);
+        self.database.upload(&self.shared);
+        if let Some(digest) = digest {
+            {
+                let mut face = self.database.face();
+                (face.drilled, face.drilling) = (digest.txid(), true);
+            }
+            self.shared.runtime.spawn(self.database.clone().drill(self.shared.clone(), Arc::new(digest)));
+        }
+        match outcome {
+            Ok(()) => {
+                {
+                    let mut face = self.database.face();
+                    if let Some(asked) = asked {
+                        face.answered = face.answered.max(asked);
+                    }
+                    (face.error, face.disk_full, face.phase) = (None, false, Phase::Live);
+                }
+                self.failures = 0;
+                self.database.progress.notify_waiters();
+                self.rest(capture, permit).await
+            }
+            Err(error) if error.is_final() => {
+                // What was held is nobody's any more.
+                let anew = self.failures == 0;
+                let later = self.refused(&NotTaken::Capture(error));
+                Some(if anew { Instant::now() } else { later })
+            }
+            Err(error) => {
+                self.held = Held::Live(capture, permit);
+                let mut face = self.database.face();
+                face.changed = [face.changed, since].into_iter().flatten().min();
+                face.snapshot = face.snapshot.take().or(again);
+                drop(face);
+                Some(self.refused(&NotTaken::Capture(error)))
+            }
+        }
+    }
+
+    /// Lets the database rest where nothing has changed for long, and the driver end. Otherwise tells when there is something to do.
+    async fn rest(&mut self, mut capture: Box<Capture>, mut permit: OwnedSemaphorePermit) -> Option<Instant> {
+        let now = Instant::now();
+        let place = self.database.face().place.clone();
+        if let Some(place) = &place {
+            place.hot(None, capture.seen());
+        }
+        let lines = &self.database.lines;
+        let long = now >= self.quiet + self.shared.options.rest_after;
+        if !long && !std::mem::take(&mut self.fresh) || lines.iter().any(|line| line.needs_base()) {
+            self.held = Held::Live(capture, permit);
+            return Some(now + LOOK);
+        }
+        // Whatever comes of it, it is tried again only after a while.
+        self.quiet = now;
+        let done = self
+            .shared
+            .work(move || match capture.checkpoint_now() {
+                Ok(staged) if staged.is_empty() => (capture.rest().map_err(|refused| refused.unharmed), staged),
+                Ok(staged) => (Err(*capture), staged),
+                Err(error) => {
+                    tracing::debug!(%error, "cannot checkpoint");
+                    (Err(*capture), Vec::new())
+                }
+            })
+            .await;
+        let Some((rested, staged)) = done else {
+            return Some(self.refused(&NotTaken::panicked()));
+        };
+        self.queue(&staged, now);
+        let resting = match rested {
+            Ok(resting) => resting,
+            Err(capture) => {
+                if let Some(place) = &place {
+                    place.hot(None, capture.seen());
+                }
+                self.database.upload(&self.shared);
+                self.held = Held::Live(Box::new(capture), permit);
+                return Some(now + LOOK);
+            }
+        };
+        let kept = permit.split(RESTING as usize);
+        drop(permit);
+        let (Some(kept), Some(place)) = (kept, place) else { return Some(now) };
+        for line in lines {
+            line.forget_files();
+        }
+        let watch = resting.watch();
+        let mut face = self.database.face();
+        let wanted = face.ending || face.asked > face.answered || face.snapshot.is_some() || face.drill;
+        let held = Held::Resting(Box::new(resting), kept);
+        let Ok(watch) = watch else {
+            self.held = held;
+            return Some(now);
+        };
+        if wanted {
+            self.held = held;
+            return Some(now);
+        }
+        let Held::Resting(resting, _) = &held else { return Some(now) };
+        let seen = resting.seen();
+        face.held = held;
+        face.phase = Phase::Idle;
+        face.driven = false;
+        face.changed = None;
+        // What has changed by now shows when it is looked at. Whoever takes the database up again comes after that.
+        place.cold(watch, seen);
+        drop(face);
+        self.database.progress.notify_waiters();
+        None
+    }
+
+    /// Hands out what was captured.
+    fn queue(&self, staged: &[Staged], since: Instant) {
+        let lines = &self.database.lines;
+        let dropped: Vec<_> = lines.iter().flat_map(|line| line.push(staged, since)).collect();
+        // Where nobody takes them any more, what comes next begins with a snapshot.
+        let useless = if lines.iter().all(|line| line.is_fenced()) { staged } else { &[] };
+        for staged in dropped.iter().chain(useless) {
+            self.database.uploaded(staged, &self.shared);
+        }
+    }
+
+    fn note(&mut self, capture: &mut Capture, staged: &[Staged], started: Instant, before: u32) {
+        let snapshots = capture.snapshots() - before;
+        let (passive, truncate) = capture.take_checkpoints();
+        let mut face = self.database.face();
+        face.counters.passive_checkpoints += passive;
+        face.counters.truncate_checkpoints += truncate;
+        face.txid = capture.txid();
+        face.counters.snapshots += u64::from(snapshots);
+        let (size, wal_size) = capture.sizes();
+        (face.size, face.wal_size) = (size, wal_size);
+        let concern = capture.concern().filter(Concern::is_lasting).map(|concern| concern.to_string());
+        if let (Some(concern), None) = (&concern, &face.concern) {
+            tracing::warn!(path = %self.database.path().display(), "{concern}");
+        }
+        face.concern = concern;
+        if !staged.is_empty() {
+            (self.last, self.quiet, self.fresh) = (Some(started), started, false);
+            face.counters.syncs += 1;
+            face.counters.sync_time += started.elapsed();
+            face.counters.wal_bytes += staged.iter().map(|staged| staged.wal_bytes).sum::<u64>();
+        }
+    }
+
+    /// Captures what is left, and lets go.
+    async fn finish(&mut self) -> Option<Instant> {
+        let clock = self.shared.options.clock.clone();
+        let outcome = match std::mem::take(&mut self.held) {
+            Held::Live(capture, _permit) => self.shared.work(move || capture.stop()).await,
+            Held::Resting(resting, _permit) => self.shared.work(move || resting.stop(Box::new(move || clock()))).await,
+            Held::Nothing | Held::Parked(_) => None,
+        };
+        match outcome {
+            Some(Ok(staged)) => {
+                self.queue(&staged, Instant::now());
+                if let Some(last) = staged.last() {
+                    self.database.face().txid = last.txid;
+                }
+                self.database.upload(&self.shared);
+            }
+            Some(Err(error)) => self.database.refuse(&NotTaken::Capture(error), false),
+            None => {}
+        }
+        self.database.face().place = None;
+        let mut face = self.database.face();
+        let again = !face.stopped;
+        face.ending = false;
+        if !again {
+            face.phase = Phase::Stopped;
+            face.driven = false;
+        }
+        drop(face);
+        self.database.progress.notify_waiters();
+        // Somebody may have started it meanwhile.
+        again.then(Instant::now)
+    }
+}
