@@ -58,7 +58,7 @@ impl DirConfig {
             .map(|part| if let Component::Normal(part) = part { part.to_str() } else { None })
             .collect::<Option<_>>()?;
         let (name, above) = parts.split_last()?;
-        if (!self.recursive && !above.is_empty()) || !matches(&self.pattern, name) {
+        if (!self.recursive && !above.is_empty()) || !matches(&self.pattern, name) || is_beside(name) {
             return None;
         }
         let meta_path = match &self.meta {
@@ -83,7 +83,7 @@ impl DirConfig {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 // Our own local state holds no databases, but many files.
                 let name = entry.file_name();
-                let own = name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with("-litestream"));
+                let own = name.to_str().is_some_and(|name| name.ends_with("-litestream"));
                 if self.recursive && !own {
                     match self.scan_into(&path, is_database, scan) {
                         // Removed since it was listed.
@@ -109,6 +109,12 @@ pub fn is_database(path: &Path) -> bool {
     }
     let mut start = [0; 16];
     File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && &start == b"SQLite format 3\0"
+}
+
+/// Whether a file belongs to a database as SQLite names it. It must not even be opened to look: whoever closes a `-shm` again takes SQLite's locks
+/// away from all that his process has open.
+fn is_beside(name: &str) -> bool {
+    ["-wal", "-shm", "-journal"].iter().any(|suffix| name.ends_with(suffix))
 }
 
 /// What is wrong with a pattern, if anything is.

@@ -54,7 +54,7 @@ const GONE: [(&str, &str); 6] = [
     ("snapshot-interval", "use `snapshot: interval:`, for all databases or for one"),
     ("max-checkpoint-page-count", "use `truncate-page-n`"),
     ("shadow-retention-n", "there is no shadow WAL any more"),
-    ("min-wal-sync-interval", "use `monitor-interval`"),
+    ("min-wal-sync-interval", "changes are noticed within milliseconds, and uploaded every `sync-interval`"),
 ];
 
 /// Understands the tree of a configuration file.
@@ -294,6 +294,10 @@ impl Reader<'_> {
             self.finish(&section, "`validation`");
         }
         config.verify_compaction = self.boolean(root, "verify-compaction").unwrap_or(config.verify_compaction);
+        if config.verify_compaction {
+            self.warnings
+                .push((0, "verify-compaction: every compaction is verified here; the key has no effect".to_owned()));
+        }
         if let Some(mut section) = self.subsection(root, "retention") {
             config.retention_enabled = self.boolean(&mut section, "enabled").unwrap_or(config.retention_enabled);
             self.finish(&section, "`retention`");
@@ -319,7 +323,8 @@ impl Reader<'_> {
         if let Some(text) = self.text(root, "mcp-addr") {
             self.warn(&text.place, text.line, "there is no MCP server in this program: the key has no effect");
         }
-        let defaults = self.defaults(root);
+        let mut defaults = self.defaults(root);
+        defaults.validation_interval = defaults.validation_interval.or(config.validation_interval);
         for (at, node) in self.list(root, "dbs").unwrap_or_default().into_iter().enumerate() {
             let (place, line) = (format!("dbs[{at}]"), node.line);
             if let Some(entry) = self.database(node, place.clone(), &config.snapshot, &defaults) {

@@ -18,7 +18,7 @@ use crate::checkpoint::Upkeep;
 use crate::files::{self, Identity, Locks, Reign, Stamp};
 use crate::inherit::inherit;
 use crate::large::Image;
-use crate::outside::{self, Outside};
+use crate::outside::{self, OVERWRITTEN, Outside};
 use crate::stage::{Stage, Staged};
 use crate::standing::Standing;
 use crate::state::State;
@@ -146,7 +146,7 @@ pub struct Capture {
     /// The same for the database file.
     database: Locks,
     /// What keeps other replicators out.
-    reign: Option<Reign>,
+    reign: Reign,
     /// The database, its log and its index, as they were found, and when they were last looked at.
     pub(crate) files: Vec<(PathBuf, Option<Identity>)>,
     checked: Timestamp,
@@ -286,7 +286,8 @@ impl Capture {
         let log_path = beside(&path, "-wal");
         let log = files::open_log(&log_path).map_err(Error::io("open", &log_path))?;
         locks = open(&index_path).map_err(Error::io("open", &index_path))?;
-        let Some(reign) = Reign::begin(&locks) else { return Err(Error::Replicated(path)) };
+        let reign = Reign::begin(&locks).map_err(Error::io("lock", &index_path))?;
+        let Some(reign) = reign else { return Err(Error::Replicated(path)) };
         let mut files = Vec::new();
         for path in [&path, &log_path, &index_path] {
             files.push((path.clone(), Identity::at(path).map_err(Error::io("look at", path))?));
@@ -322,7 +323,7 @@ impl Capture {
             log,
             locks,
             database,
-            reign: Some(reign),
+            reign,
             files,
             checked: clock(),
             outside: Outside::default(),
@@ -347,7 +348,10 @@ impl Capture {
             settings,
         };
         if doubt.is_none() {
-            doubt = capture.doubt(&now.index)?;
+            doubt = capture.doubt_of_file();
+        }
+        if doubt.is_none() {
+            doubt = capture.doubt_of_log(&now.index)?;
             if doubt.is_some() && (capture.is_as_parked(parked)? || capture.is_as_remembered()?) {
                 // From the beginning of the log, whatever log it is.
                 let place = Place { frame: 0, sum: now.index.sum };
@@ -391,8 +395,10 @@ impl Capture {
             self.snapshot_held(&now)?;
         }
         // Our hold keeps the file as it is, where all of the log is in it.
-        if let Some(state) = self.state.filter(|_| now.is_full()) {
-            state.remember(&self.path, &self.state_path)?;
+        let undisturbed = now.is_full() && self.check_files().is_ok() && !self.is_disturbed();
+        if let Some(state) = self.state.filter(|_| undisturbed) {
+            let held = Stamp::of(self.database.0.as_ref()).map_err(Error::io("look at", &self.path))?;
+            state.remember(&held, &self.path, &self.state_path)?;
         }
         Ok(std::mem::take(&mut self.ready))
     }
@@ -723,20 +729,22 @@ impl Capture {
 
     /// The same by what an earlier process has noted.
     fn is_as_remembered(&self) -> Result<bool> {
-        let Some(file) = self.state.and_then(|state| state.file) else { return Ok(false) };
-        Ok(Stamp::at(&self.path).map_err(Error::io("look at", &self.path))? == Some(file))
+        self.state.map_or(Ok(false), |state| state.is_as_remembered(&self.path))
+    }
+
+    /// Why the database is another one than that which was captured, so that nothing that was left proves anything of it.
+    fn doubt_of_file(&self) -> Option<String> {
+        let Some(state) = self.state else { return Some("nothing was captured before; new snapshot".to_owned()) };
+        if state.page_size != self.page_size {
+            return Some(format!("page size changed {}→{}: new snapshot", state.page_size, self.page_size));
+        }
+        (state.inode != self.inode()).then(|| OVERWRITTEN.to_owned())
     }
 
     /// Why the log is not proven to go on where it was left.
-    fn doubt(&self, now: &Index) -> Result<Option<String>> {
+    fn doubt_of_log(&self, now: &Index) -> Result<Option<String>> {
         let because = |why: &str| Ok(Some(format!("{why}; new snapshot")));
-        let Some(state) = self.state else { return because("nothing was captured before") };
-        if state.page_size != self.page_size {
-            return Ok(Some(format!("page size changed {}→{}: new snapshot", state.page_size, self.page_size)));
-        }
-        if state.inode != self.inode() {
-            return because("database file was replaced (changed outside SQLite)");
-        }
+        let Some(state) = self.state else { return Ok(None) };
         let Place { frame, sum } = state.place;
         if frame == 0 {
             return because("the WAL was empty when it was last seen, so nothing shows what came since");

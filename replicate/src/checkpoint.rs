@@ -72,7 +72,9 @@ impl Capture {
                 if !self.look()?.is_full() {
                     self.checkpoint()?;
                 }
-                self.upkeep.tried = None;
+                if self.upkeep.pinned.is_none() {
+                    self.upkeep.tried = None;
+                }
             }
         }
         Ok(self.take_ready())

@@ -28,6 +28,8 @@ struct Entry {
     closable: bool,
     /// Whether somebody holds locks of this descriptor: they are all one, and who gave back his own would give back another's.
     claimed: bool,
+    /// Whether somebody replicates the database.
+    reigned: bool,
 }
 
 fn open() -> MutexGuard<'static, Open> {
@@ -62,7 +64,7 @@ impl Descriptor {
             return Ok(known);
         }
         let file = Arc::new(file);
-        let entry = Entry { file: file.clone(), users: 1, closable: false, claimed: false };
+        let entry = Entry { file: file.clone(), users: 1, closable: false, claimed: false, reigned: false };
         open.files.insert(identity, entry);
         Ok(Self { file: Some(file), identity })
     }
@@ -83,6 +85,20 @@ impl Descriptor {
         let mut open = open();
         let entry = open.files.get_mut(&self.identity);
         entry.is_some_and(|entry| !std::mem::replace(&mut entry.claimed, true))
+    }
+
+    /// Becomes the one in this process who replicates the database. Says no where somebody is that already.
+    pub(crate) fn reign(&self) -> bool {
+        let mut open = open();
+        let entry = open.files.get_mut(&self.identity);
+        entry.is_some_and(|entry| !std::mem::replace(&mut entry.reigned, true))
+    }
+
+    /// Ends that, once the lock is given back.
+    pub(crate) fn abdicate(&self) {
+        if let Some(entry) = open().files.get_mut(&self.identity) {
+            entry.reigned = false;
+        }
     }
 
     /// Ends that, once the locks are given back.

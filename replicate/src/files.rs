@@ -10,6 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
@@ -48,7 +49,8 @@ impl Identity {
     }
 }
 
-/// A file as it is found under a name, and when it was changed. It cannot be changed without that being another.
+/// A file, and when it was changed. Who changes it more than a moment later leaves another one; but for that the times must not go back, as they
+/// may when power is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Stamp {
     identity: Identity,
@@ -62,17 +64,32 @@ impl Stamp {
     /// How old a change must be, so that another one is sure to have another time: the coarsest file systems count in twos of seconds.
     pub(crate) const OLD: Duration = Duration::from_secs(2);
 
+    /// Of an open file, whatever its name is now.
+    pub(crate) fn of(file: &File) -> io::Result<Self> {
+        file.metadata().map(|file| Self::new(&file))
+    }
+
+    fn new(file: &fs::Metadata) -> Self {
+        Self {
+            identity: Identity::of(file),
+            len: file.len(),
+            modified: (file.mtime(), file.mtime_nsec()),
+            changed: (file.ctime(), file.ctime_nsec()),
+        }
+    }
+
+    /// Of the file that is found under a name, if there is one.
     pub(crate) fn at(path: &Path) -> io::Result<Option<Self>> {
         match fs::metadata(path) {
-            Ok(file) => Ok(Some(Self {
-                identity: Identity::of(&file),
-                len: file.len(),
-                modified: (file.mtime(), file.mtime_nsec()),
-                changed: (file.ctime(), file.ctime_nsec()),
-            })),
+            Ok(file) => Ok(Some(Self::new(&file))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether it is the same file with the same content, as far as its times tell; who may read it, and by how many names, may have changed.
+    pub(crate) fn is_unwritten_since(&self, before: &Self) -> bool {
+        (self.identity, self.len, self.modified) == (before.identity, before.len, before.modified)
     }
 
     /// Whether it was changed longer ago than that, by the clock which gives files their times.
@@ -82,6 +99,21 @@ impl Stamp {
             let time = u64::try_from(seconds).ok().zip(u32::try_from(nanoseconds).ok());
             let time = time.map_or(Duration::ZERO, |(seconds, nanoseconds)| Duration::new(seconds, nanoseconds));
             now.checked_sub(time).is_some_and(|passed| passed > age)
+        })
+    }
+}
+
+/// What tells one start of the machine from the next. Between two of them a file's times may have gone back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Boot(pub(crate) u128);
+
+impl Boot {
+    /// This one. `None` where the system does not say.
+    pub(crate) fn current() -> Option<Self> {
+        static BOOT: OnceLock<Option<Boot>> = OnceLock::new();
+        *BOOT.get_or_init(|| {
+            let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+            u128::from_str_radix(&text.trim().replace('-', ""), 16).ok().map(Self)
         })
     }
 }
@@ -159,11 +191,17 @@ const REPLICATOR_LOCK: i64 = 1 << 40;
 pub(crate) struct Reign(Locks);
 
 impl Reign {
-    /// Says no where another process has it. Where the system has no such locks, nobody is kept out.
-    pub(crate) fn begin(index: &Locks) -> Option<Self> {
-        match set_replicator(index, libc::F_WRLCK) {
-            Err(Errno::EAGAIN | Errno::EACCES) => None,
-            _ => Some(Self(index.clone())),
+    /// Says no where another process, or somebody else in ours, has it. Where the system has no such locks, only our own process is kept out.
+    pub(crate) fn begin(index: &Locks) -> io::Result<Option<Self>> {
+        if !index.0.reign() {
+            return Ok(None);
+        }
+        match set_ofd(index.0.as_ref(), libc::F_WRLCK, (REPLICATOR_LOCK, 1)) {
+            Ok(()) | Err(Errno::EINVAL) => Ok(Some(Self(index.clone()))),
+            Err(error) => {
+                index.0.abdicate();
+                if matches!(error, Errno::EAGAIN | Errno::EACCES) { Ok(None) } else { Err(error.into()) }
+            }
         }
     }
 }
@@ -171,19 +209,23 @@ impl Reign {
 impl Drop for Reign {
     fn drop(&mut self) {
         // Not left to a close: the descriptor may be kept.
-        let _ = set_replicator(&self.0, libc::F_UNLCK);
+        match set_ofd(self.0.0.as_ref(), libc::F_UNLCK, (REPLICATOR_LOCK, 1)) {
+            Ok(()) | Err(Errno::EINVAL) => {}
+            Err(error) => tracing::warn!(%error, "cannot give back the lock of a replicator"),
+        }
+        self.0.0.abdicate();
     }
 }
 
-fn set_replicator(index: &Locks, kind: libc::c_int) -> Result<(), Errno> {
-    let lock = libc::flock {
-        l_type: kind as i16,
-        l_whence: libc::SEEK_SET as i16,
-        l_start: REPLICATOR_LOCK,
-        l_len: 1,
-        l_pid: 0,
-    };
-    fcntl(index.0.as_ref(), FcntlArg::F_OFD_SETLK(&lock)).map(drop)
+/// Sets or gives back a lock of an open file description: those are not lost with other descriptors.
+pub(crate) fn set_ofd(file: &File, kind: libc::c_int, (start, len): (i64, i64)) -> Result<(), Errno> {
+    let lock =
+        libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: start, l_len: len, l_pid: 0 };
+    #[cfg(test)]
+    if crate::raw::tests::MISSING.get() {
+        return Err(Errno::EINVAL);
+    }
+    fcntl(file, FcntlArg::F_OFD_SETLK(&lock)).map(drop)
 }
 
 /// Opens the log.

@@ -24,7 +24,10 @@ pub(crate) fn inherit(
 ) -> Option<State> {
     let mut decoder = Decoder::new(file).ok()?;
     let header = *decoder.header();
-    let same = header.min_txid == header.max_txid && header.page_size == page_size;
+    // Of our own files we know what they were made of, or do not believe it: a machine that was set back would find a stretch that is the same, and
+    // not what lies before it. Litestream leaves the writer out.
+    let foreign = header.node_id == 0;
+    let same = foreign && header.min_txid == header.max_txid && header.page_size == page_size;
     if !same || now.frames == 0 || header.wal_salt != now.salts.words() {
         return None;
     }

@@ -16,6 +16,9 @@ use crate::{Capture, Error, Result};
 /// For how many milliseconds a log must have been another one's before that is believed.
 const UNSHARED_FOR: i64 = 3_000;
 
+/// What is said where the database file itself was overwritten.
+pub(crate) const OVERWRITTEN: &str = "database file was replaced (changed outside SQLite); new snapshot";
+
 /// What was seen so far.
 #[derive(Debug, Default)]
 pub(crate) struct Outside {
@@ -32,7 +35,7 @@ pub(crate) struct Outside {
 
 /// A database file, and what the index says of checkpoints: one that writes anything changes that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Still {
+struct Still {
     salts: Salts,
     done: u32,
     file: Touched,
@@ -43,18 +46,6 @@ struct Touched {
     len: u64,
     /// Seconds and nanoseconds.
     time: (i64, i64),
-}
-
-impl Outside {
-    /// What is remembered of the database file while it rests: nobody writes to it then.
-    pub(crate) const fn file(&self) -> Option<Still> {
-        self.file
-    }
-
-    /// Goes on with what was remembered.
-    pub(crate) fn of(file: Option<Still>) -> Self {
-        Self { file, ..Self::default() }
-    }
 }
 
 impl Touched {
@@ -102,10 +93,15 @@ impl Capture {
         if self.is_overwritten()? {
             self.renew()?;
             let now = self.look()?;
-            self.begin_anew(&now, "database file was replaced (changed outside SQLite); new snapshot")?;
+            self.begin_anew(&now, OVERWRITTEN)?;
             self.outside.changed = false;
         }
         self.check_log()
+    }
+
+    /// Whether the database file has changed past SQLite, and does not stand still yet.
+    pub(crate) const fn is_disturbed(&self) -> bool {
+        self.outside.changed
     }
 
     /// Makes sure that the files which we have open are still those that everybody else will open.

@@ -10,9 +10,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
 
-use crate::files::{ALIVE_LOCK, Locks, READ_0_LOCK, SHARED_LOCK};
+use crate::files::{self, ALIVE_LOCK, Locks, READ_0_LOCK, SHARED_LOCK};
 use crate::wal::{INDEX_SAYS, INDEX_SAYS_FROM, INDEX_WORDS};
 
 /// Why there is no hold.
@@ -67,14 +66,9 @@ impl Drop for RawHold {
     }
 }
 
-fn set(file: &File, kind: libc::c_int, (start, len): (i64, i64)) -> Result<(), NotHeld> {
-    let lock =
-        libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: start, l_len: len, l_pid: 0 };
-    let answer = fcntl(file, FcntlArg::F_OFD_SETLK(&lock));
-    #[cfg(test)]
-    let answer = if tests::MISSING.get() { Err(Errno::EINVAL) } else { answer };
-    match answer {
-        Ok(_) => Ok(()),
+fn set(file: &File, kind: libc::c_int, bytes: (i64, i64)) -> Result<(), NotHeld> {
+    match files::set_ofd(file, kind, bytes) {
+        Ok(()) => Ok(()),
         Err(Errno::EAGAIN | Errno::EACCES) => Err(NotHeld::Busy),
         Err(Errno::EINVAL) if kind == libc::F_UNLCK => Ok(()),
         Err(Errno::EINVAL) => Err(NotHeld::Unsupported),

@@ -8,7 +8,7 @@ use std::path::Path;
 use ltx::{Checksum, Commit, PageSize, Timestamp, Txid};
 use serde::{Deserialize, Serialize};
 
-use crate::files::Stamp;
+use crate::files::{Boot, Stamp};
 use crate::wal::{Place, Salts, Sum};
 use crate::{Error, Result, files};
 
@@ -31,7 +31,7 @@ pub(crate) struct State {
     pub(crate) node_id: u64,
     /// What the file was when all that was captured was in it, and nothing else. Where it still is that, the log proves nothing more: what is in it
     /// goes over the file, whatever log it is.
-    pub(crate) file: Option<Stamp>,
+    pub(crate) file: Option<(Stamp, Boot)>,
 }
 
 /// What an earlier process has left behind: what it captured last.
@@ -69,7 +69,15 @@ struct Written {
     inode: String,
     node_id: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    file: Option<Stamp>,
+    file: Option<WrittenFile>,
+}
+
+/// The database file, and the start of the machine for which that counts.
+#[derive(Serialize, Deserialize)]
+struct WrittenFile {
+    boot: String,
+    #[serde(flatten)]
+    stamp: Stamp,
 }
 
 impl State {
@@ -83,16 +91,26 @@ impl State {
         Ok(state)
     }
 
-    /// Adds what the database file is, if its times will tell that it has changed. It must hold all that was captured, and be kept from being
-    /// written to.
-    pub(crate) fn remember(mut self, database: &Path, path: &Path) -> Result<Self> {
-        let file = Stamp::at(database).map_err(Error::io("look at", database))?;
-        self.file = file.filter(|file| file.is_older_than(Stamp::OLD));
+    /// Adds what the database file is, if its times will tell that it has changed, and it is what it was `held` as. It must hold all that was
+    /// captured, and be kept from being written to.
+    ///
+    /// It counts until the machine starts again: a loss of power may set a file's times back, and not its content.
+    pub(crate) fn remember(mut self, held: &Stamp, database: &Path, path: &Path) -> Result<Self> {
+        let now = Stamp::at(database).map_err(Error::io("look at", database))?;
+        self.file =
+            now.filter(|now| now.is_unwritten_since(held) && now.is_older_than(Stamp::OLD)).zip(Boot::current());
         if self.file.is_some() {
-            // Should it not outlast a loss of power, it costs a snapshot.
+            // Should the note itself be lost, it costs a snapshot.
             self.replace(path, false)?;
         }
         Ok(self)
+    }
+
+    /// Whether the database file is still what was noted.
+    pub(crate) fn is_as_remembered(&self, database: &Path) -> Result<bool> {
+        let Some((file, boot)) = self.file else { return Ok(false) };
+        let now = Stamp::at(database).map_err(Error::io("look at", database))?;
+        Ok(now == Some(file) && Boot::current() == Some(boot))
     }
 
     /// Replaces what was left, durably.
@@ -113,7 +131,7 @@ impl State {
             frame_checksum: [self.place.sum.0, self.place.sum.1],
             inode: format!("{:016x}", self.inode),
             node_id: format!("{:016x}", self.node_id),
-            file: self.file,
+            file: self.file.map(|(stamp, boot)| WrittenFile { boot: format!("{:032x}", boot.0), stamp }),
         };
         let failed = Error::io("write", path);
         let bytes = serde_json::to_vec_pretty(&written).map_err(|error| failed(error.into()))?;
@@ -144,7 +162,10 @@ impl Written {
             place: Place { frame: self.frame, sum: Sum(self.frame_checksum[0], self.frame_checksum[1]) },
             inode: hex(&self.inode)?,
             node_id: hex(&self.node_id)?,
-            file: self.file,
+            file: match self.file {
+                Some(file) => Some((file.stamp, Boot(u128::from_str_radix(&file.boot, 16).ok()?))),
+                None => None,
+            },
         })
     }
 }
@@ -169,7 +190,7 @@ mod tests {
             place: Place { frame: 77, sum: Sum(u32::MAX, 2) },
             inode: u64::MAX - 2,
             node_id: u64::MAX - 1,
-            file: Stamp::at(folder.path()).unwrap(),
+            file: Stamp::at(folder.path()).unwrap().zip(Boot::current()),
         };
         state.write(&path).unwrap();
         assert_eq!(State::read(&path).unwrap(), Some(state));

@@ -86,7 +86,7 @@ impl Attached {
     /// Begins a hold: a read transaction, which keeps the log from being reset, or the database file from being written to.
     pub(crate) fn begin(&self) -> Result<()> {
         let refused = Error::sqlite("begin to read it", &self.path);
-        self.connection.execute_batch("BEGIN").map_err(&refused)?;
+        self.connection.execute_batch("BEGIN").inspect_err(|_| self.release()).map_err(&refused)?;
         // It takes the read lock as any SELECT does, but neither parses the schema nor keeps it.
         let read = self.connection.prepare_cached("PRAGMA schema_version");
         match read.and_then(|mut read| read.query_row([], |_| Ok(()))) {

@@ -64,13 +64,8 @@ pub(crate) fn captured(meta: &Path) -> io::Result<Vec<PathBuf>> {
             found.push(path);
         }
     }
-    let levels = match fs::read_dir(meta.join("ltx")) {
-        Err(error) if is_absent(&error) => return Ok(found),
-        levels => levels?.map(|level| Ok(level?.path())).collect::<io::Result<Vec<_>>>()?,
-    };
-    for level in levels {
-        found.extend(files(&level)?.into_iter().map(|(path, _)| path).filter(|path| is_captured(path)));
-    }
+    let waiting = files(&meta.join("ltx").join("0"))?;
+    found.extend(waiting.into_iter().map(|(path, _)| path).filter(|path| is_captured(path)));
     found.sort();
     Ok(found)
 }

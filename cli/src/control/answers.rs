@@ -107,9 +107,12 @@ pub(crate) async fn stop<H: Host>(host: &H, request: &DatabaseRequest) -> Result
         Ok(synced) => Ok(done("stopped", &path, Some(synced.txid.0))),
         // Somebody else was faster.
         Err(ControlError::Stopped(_)) => Ok(done("already_stopped", &path, Some(status.txid.0))),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(Failure::from(error).with_details(LET_GO)),
     }
 }
+
+/// What cannot be brought up to date in time is let go all the same.
+const LET_GO: &str = "it is stopped all the same; what is left was captured, and goes up when it is started again";
 
 /// `POST /sync`.
 pub(crate) async fn sync<H: Host>(host: &H, request: &SyncRequest) -> Result<DatabaseAnswer, Failure> {
@@ -157,7 +160,7 @@ pub(crate) async fn unregister<H: Host>(host: &H, request: &DatabaseRequest) -> 
     match host.unregister(&path, patience(request.timeout)).await {
         Ok(synced) => Ok(done("unregistered", &path, Some(synced.txid.0))),
         Err(ControlError::Unknown(_)) => Ok(done("already_unregistered", &path, Some(0))),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(Failure::from(error).with_details(LET_GO)),
     }
 }
 
@@ -185,9 +188,12 @@ fn known<H: Host>(host: &H, path: &Path) -> Result<Status, Failure> {
     host.daemon().status_of(path).ok_or_else(|| Failure::unknown(path))
 }
 
+/// Longer, nobody waits.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
 /// As long as was asked for; zero is Litestream's way of saying nothing.
 fn patience(asked: Option<Seconds>) -> Duration {
-    asked.map(|Seconds(asked)| asked).filter(|asked| !asked.is_zero()).unwrap_or(PATIENCE)
+    asked.map(|Seconds(asked)| asked).filter(|asked| !asked.is_zero()).unwrap_or(PATIENCE).min(LONGEST)
 }
 
 #[cfg(test)]

@@ -57,12 +57,16 @@ impl Resting {
     fn stamps(&self) -> Result<(Stamp, Stamp, (Txid, Checksum)), NotNow> {
         self.check_files()?;
         let (Some(database), Some(log)) = stamps(self.path())? else { return Err(NotNow::Uncaptured) };
+        if !database.is_unwritten_since(&self.file) {
+            return Err(NotNow::Uncaptured);
+        }
         if !database.is_older_than(Stamp::OLD) || !log.is_older_than(Stamp::OLD) {
             return Err(NotNow::Recent);
         }
-        let Some(State { txid, checksum, .. }) = self.state.filter(|_| self.is_quiet().unwrap_or(false)) else {
+        let Some(State { txid, checksum, .. }) = self.state else { return Err(NotNow::Uncaptured) };
+        if !self.is_quiet()? {
             return Err(NotNow::Uncaptured);
-        };
+        }
         Ok((database, log, (txid, checksum)))
     }
 }

@@ -13,8 +13,8 @@ use ltx::{PageSize, Timestamp, Txid};
 
 use super::{Capture, Clock, Hold, Look, Position, Settings, look};
 use crate::checkpoint::Upkeep;
-use crate::files::{self, Identity, Reign};
-use crate::outside::{Outside, Still};
+use crate::files::{self, Identity, Reign, Stamp};
+use crate::outside::{OVERWRITTEN, Outside};
 use crate::raw::{self, NotHeld, RawHold};
 use crate::stage::{Stage, Staged};
 use crate::state::State;
@@ -62,7 +62,7 @@ pub enum NotNow {
 /// Dropping it is what a crash is, as with [`Capture`].
 pub struct Resting {
     pub(super) hold: RawHold,
-    reign: Option<Reign>,
+    reign: Reign,
     /// The path in it is the database's own by now.
     pub(super) settings: Arc<Settings>,
     state_path: PathBuf,
@@ -73,7 +73,8 @@ pub struct Resting {
     last: (Txid, Timestamp),
     position: Position,
     captured: Index,
-    file: Option<Still>,
+    /// The database file since the locks keep it from being written to: if it changes, that is nobody's doing who uses SQLite.
+    pub(super) file: Stamp,
     snapshots: u32,
 }
 
@@ -94,8 +95,8 @@ impl Capture {
     ///
     /// # Errors
     /// Why it cannot be done just now, and the capture, which goes on.
-    pub fn rest(self) -> Result<Resting, Box<Refused<Self, NotNow>>> {
-        let (hold, captured) = match self.raw_hold() {
+    pub fn rest(mut self) -> Result<Resting, Box<Refused<Self, NotNow>>> {
+        let (hold, captured, file) = match self.raw_hold() {
             Ok(held) => held,
             Err(why) => return Err(Box::new(Refused { unharmed: self, why })),
         };
@@ -123,17 +124,18 @@ impl Capture {
             last: self.last,
             position: self.position,
             captured,
-            file: self.outside.file(),
+            file,
             snapshots: self.snapshots,
         })
     }
 
     /// Takes the locks while our transaction still lasts.
-    fn raw_hold(&self) -> Result<(RawHold, Index), NotNow> {
-        if !self.ready.is_empty() || self.owed.is_some() {
+    fn raw_hold(&mut self) -> Result<(RawHold, Index, Stamp), NotNow> {
+        // Nothing may have happened to the file since it was looked at last.
+        self.check_files()?;
+        if !self.ready.is_empty() || self.owed.is_some() || self.is_disturbed() {
             return Err(NotNow::Uncaptured);
         }
-        self.check_names()?;
         let before = self.look()?;
         self.is_quiet(&before)?;
         let hold = RawHold::take(&self.database, &self.locks).map_err(|why| not_now(why, &self.path))?;
@@ -147,7 +149,8 @@ impl Capture {
         // Whatever is committed from here on stays in the log. It is looked at as it will be from now on: through what has the locks.
         let now = peek(&hold, &self.path)?.ok_or(NotNow::Uncaptured)?;
         self.is_quiet(&now)?;
-        Ok((hold, now.index))
+        let file = Stamp::of(hold.database().0.as_ref()).map_err(Error::io("look at", &self.path))?;
+        Ok((hold, now.index, file))
     }
 
     fn is_quiet(&self, now: &Look) -> Result<(), NotNow> {
@@ -197,11 +200,17 @@ impl Resting {
         self.check_files()?;
         let now = look(&first, path)?;
         let stage = self.stage()?;
-        Ok(Awake { connections: [first, second], log, stage, now })
+        // The locks are still ours.
+        let file = Stamp::of(self.hold.database().0.as_ref()).map_err(Error::io("look at", path))?;
+        Ok(Awake { connections: [first, second], log, stage, now, overwritten: !file.is_unwritten_since(&self.file) })
     }
 
     fn awake(self, attached: Awake, mut clock: Clock) -> Capture {
-        let Awake { connections, log, stage, now } = attached;
+        let Awake { connections, log, stage, now, overwritten } = attached;
+        let owed = overwritten.then(|| OVERWRITTEN.to_owned());
+        if let Some(why) = &owed {
+            tracing::warn!(path = %self.settings.database.display(), "{why}");
+        }
         let path = self.settings.database.clone();
         let names = ["", "-wal", "-shm"].map(|suffix| super::beside(&path, suffix));
         Capture {
@@ -216,7 +225,7 @@ impl Resting {
             reign: self.reign,
             files: names.into_iter().zip(self.files).collect(),
             checked: clock(),
-            outside: Outside::of(self.file),
+            outside: Outside::default(),
             time: clock(),
             settings: self.settings,
             path,
@@ -227,12 +236,12 @@ impl Resting {
             state: self.state,
             last: self.last,
             position: self.position,
-            captured: Some(self.captured),
+            captured: Some(self.captured).filter(|_| !overwritten),
             ready: Vec::new(),
-            owed: None,
+            owed,
             image: None,
             behind: None,
-            snapshots: self.snapshots,
+            snapshots: self.snapshots + u32::from(overwritten),
             waiting: false,
             upkeep: Upkeep::new(&now, clock()),
             clock,
@@ -265,11 +274,11 @@ impl Resting {
     /// # Errors
     /// The file cannot be looked at, or the note not be written.
     pub fn remember(&mut self) -> Result<bool> {
-        let Some(state) = self.state.filter(|_| self.is_quiet().unwrap_or(false)) else {
+        if !self.is_quiet()? {
             return Ok(false);
-        };
-        if state.file.is_none() {
-            self.state = Some(state.remember(self.path(), &self.state_path)?);
+        }
+        if let Some(state) = self.state.filter(|state| state.file.is_none()) {
+            self.state = Some(state.remember(&self.file, self.path(), &self.state_path)?);
         }
         Ok(self.state.is_some_and(|state| state.file.is_some()))
     }
@@ -360,6 +369,8 @@ struct Awake {
     log: File,
     stage: Stage,
     now: Look,
+    /// Whether the database file was changed past SQLite.
+    overwritten: bool,
 }
 
 /// What the index says now; nothing where it is being written just now.

@@ -10,6 +10,7 @@ mod disk;
 mod goes_on;
 mod holes;
 mod large;
+mod overwritten;
 mod parked;
 mod processes;
 mod resting;

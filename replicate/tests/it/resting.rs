@@ -307,7 +307,7 @@ fn a_database_that_rests_has_two_descriptors_and_none_when_it_is_let_go() {
     }
 }
 
-/// Two captures of one database in one process: what one of them lets go of, the other keeps.
+/// A second capture of one database in one process, by whatever name: it is refused, and what it lets go of the first one keeps.
 #[test]
 fn two_of_one_process_do_not_take_each_others_locks() {
     let mut world = world();
@@ -315,10 +315,10 @@ fn two_of_one_process_do_not_take_each_others_locks() {
     settings.alone_in_process = true;
     let first = world.start_with(settings.clone());
     let first = world.rest(first);
-    let (second, _) = Capture::start(settings, world.clock(), &mut world.replica).unwrap();
-    let refused = second.rest().unwrap_err();
-    assert!(matches!(refused.why, NotNow::Busy | NotNow::NotCopied), "{}", refused.why);
-    drop(refused);
+    settings.database = world.path.with_file_name("link");
+    std::os::unix::fs::symlink(&world.path, &settings.database).unwrap();
+    let refused = Capture::start(settings, world.clock(), &mut world.replica).unwrap_err();
+    assert!(matches!(refused, Error::Replicated(_)), "{refused}");
     assert_eq!(open_files(&world), ["db", "db-shm"]);
     let mut application = Application::open(&world.path);
     application.insert(2);

@@ -4,6 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitCode, ExitStatus};
 
 use anyhow::Context;
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tokio::process::Command;
 
 use super::{Signal, Signals, Words};
@@ -11,14 +12,20 @@ use super::{Signal, Signals, Words};
 pub(super) struct Child(tokio::process::Child);
 
 impl Child {
+    /// Starts it with the limit on open files that we were started with: not all programs bear a high one.
+    ///
     /// # Errors
     /// Why the program cannot be started.
-    pub(super) fn start(words: &Words) -> anyhow::Result<Self> {
+    pub(super) fn start(words: &Words, descriptors: Rlimit) -> anyhow::Result<Self> {
         let Words { program, arguments } = words;
         let child = Command::new(program).args(arguments).spawn();
         let child = child.with_context(|| format!("cannot start {program:?}, the program to run"))?;
-        tracing::info!(command = program, pid = child.id().unwrap_or_default(), "started");
-        Ok(Self(child))
+        let child = Self(child);
+        if let Err(error) = prlimit(child.pid(), Resource::Nofile, descriptors) {
+            tracing::debug!(%error, "the program has our limit on open files");
+        }
+        tracing::info!(command = program, pid = child.0.id().unwrap_or_default(), "started");
+        Ok(child)
     }
 
     /// Waits for its end, and hands on every signal until then. What it has committed is still to be uploaded.
@@ -38,20 +45,33 @@ impl Child {
         }
     }
 
+    /// It has an id as long as nobody has waited for it, so nobody else can have that.
+    fn pid(&self) -> Option<Pid> {
+        self.0.id().and_then(|id| Pid::from_raw(id.cast_signed()))
+    }
+
     fn pass_on(&self, signal: Signal) {
-        use rustix::process::{Pid, Signal as Native, kill_process};
+        use rustix::process::{Signal as Native, kill_process};
         let native = match signal {
             Signal::Hangup => Native::HUP,
             Signal::Interrupt => Native::INT,
             Signal::Terminate => Native::TERM,
         };
-        // It has an id as long as nobody has waited for it, so nobody else can have that.
-        let Some(pid) = self.0.id().and_then(|id| Pid::from_raw(id.cast_signed())) else { return };
+        let Some(pid) = self.pid() else { return };
+        if signal == Signal::Interrupt && sits_at_our_terminal() {
+            // It had the key itself; a second one would make some programs end at once.
+            return;
+        }
         tracing::info!(%signal, "passing the signal on to the program");
         if let Err(error) = kill_process(pid, native) {
             tracing::warn!(%signal, %error, "cannot pass the signal on");
         }
     }
+}
+
+/// Whether the keys of a terminal go to our process group, which the program is in.
+fn sits_at_our_terminal() -> bool {
+    rustix::termios::tcgetpgrp(std::io::stdin()).is_ok_and(|group| group == rustix::process::getpgrp())
 }
 
 /// As a shell would tell it.

@@ -16,6 +16,13 @@ pub(super) struct Doors {
     metrics: Option<TcpListener>,
 }
 
+/// The metrics answer; the control socket does not yet.
+#[derive(Debug)]
+pub(super) struct Ajar {
+    socket: Option<listener::Listening>,
+    metrics: Option<metrics::Server>,
+}
+
 /// What answers.
 #[derive(Debug)]
 pub(super) struct Open {
@@ -37,12 +44,18 @@ impl Doors {
         Ok(Self { socket, metrics })
     }
 
-    /// Begins to answer.
-    pub(super) fn let_in(self, running: &Arc<Running>) -> Open {
-        Open {
-            socket: self.socket.map(|socket| server::Server::start(socket, running.clone())),
-            metrics: self.metrics.map(|listener| metrics::Server::start(listener, running.clone())),
-        }
+    /// Begins to show how it goes.
+    pub(super) fn show(self, running: &Arc<Running>) -> Ajar {
+        let metrics = self.metrics.map(|listener| metrics::Server::start(listener, running.clone()));
+        Ajar { socket: self.socket, metrics }
+    }
+}
+
+impl Ajar {
+    /// Begins to do what it is told.
+    pub(super) fn open(self, running: &Arc<Running>) -> Open {
+        let socket = self.socket.map(|socket| server::Server::start(socket, running.clone()));
+        Open { socket, metrics: self.metrics }
     }
 }
 

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use futures::stream::{self, StreamExt};
 use litestream_config::DbConfig;
 use litestream_replicate::daemon::Spec;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::task::JoinSet;
 
 use crate::args::{Common, ReplicateArgs, tracing_level};
@@ -48,36 +49,39 @@ pub(crate) fn run(
     args: &ReplicateArgs,
     log_level: Option<tracing::Level>,
 ) -> anyhow::Result<ExitCode> {
-    if !litestream_replicate::frugal() {
-        tracing::debug!("SQLite was used before: connections take more memory than they need");
-    }
+    let frugal = litestream_replicate::frugal();
     let plan = Plan::new(common, args)?;
     let screen = Screen::stderr();
     let logging = &plan.config.logging;
     logging::set_up_daemon(log_level.unwrap_or_else(|| tracing_level(logging.level)), logging, &screen);
+    if !frugal {
+        tracing::debug!("SQLite was used before: connections take more memory than they need");
+    }
     crate::in_runtime(serve(common, args, plan, &screen))
 }
 
 async fn serve(common: &Common, args: &ReplicateArgs, plan: Plan, screen: &Screen) -> anyhow::Result<ExitCode> {
     let command = plan.config.exec.as_deref().map(Words::parse).transpose()?;
     let mut signals = Signals::new(command.is_some())?;
-    raise_descriptors();
+    let descriptors = raise_descriptors();
     let (databases, mut problems) = plan.databases();
     let Plan { config, origin } = plan;
     let running = Arc::new(Running::new(config, &place::policy(common)));
     // Nothing has begun yet that would have to be ended well.
     let specs = tokio::select! {
         specs = specs(&running, databases, &mut problems) => specs,
-        signal = signals.end() => return Ok(signal.code()),
+        _ = signals.end() => return Ok(ExitCode::SUCCESS),
     };
     Problems::none(origin.as_deref(), problems)?;
     // Both are bound before anything starts: whoever cannot be watched had better not begin.
     let doors = if args.once { Doors::default() } else { Doors::open(&running.config).await? };
-    if let Some(signal) = missing::restore(&specs, &mut signals, screen).await? {
-        return Ok(signal.code());
+    // A restore may take long: whoever asks whether we live gets an answer meanwhile.
+    let doors = doors.show(&running);
+    if missing::restore(&specs, &mut signals, screen).await?.is_some() {
+        return Ok(ExitCode::SUCCESS);
     }
     let paths = register(&running, specs);
-    let doors = doors.let_in(&running);
+    let doors = doors.open(&running);
     let mut beside = JoinSet::new();
     if !args.once {
         beside.spawn(heartbeat::run(running.clone()));
@@ -93,7 +97,7 @@ async fn serve(common: &Common, args: &ReplicateArgs, plan: Plan, screen: &Scree
             signal = signals.end() => Err(anyhow::anyhow!("{signal} before all databases were up to date")),
         }
     } else if let Some(command) = command {
-        match Child::start(&command) {
+        match Child::start(&command, descriptors) {
             Ok(child) => child.wait(&mut signals).await,
             Err(error) => Err(error),
         }
@@ -113,14 +117,14 @@ async fn serve(common: &Common, args: &ReplicateArgs, plan: Plan, screen: &Scree
     }
 }
 
-/// Every database may need a few. Whoever started us did not know how many there are.
-fn raise_descriptors() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+/// Every database may need a few. Whoever started us did not know how many there are. Tells what the limit was.
+fn raise_descriptors() -> Rlimit {
+    let before = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: before.maximum, maximum: before.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::debug!(%error, "the limit on open files stays as it is");
     }
+    before
 }
 
 /// How each database is replicated, and what is wrong with their replicas.

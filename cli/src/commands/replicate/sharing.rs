@@ -37,6 +37,8 @@ struct Spot<'a> {
     parts: Vec<String>,
     database: &'a Path,
     url: String,
+    /// Whether it is no replica, but what a database keeps beside it.
+    local: bool,
 }
 
 impl<'a> Spot<'a> {
@@ -49,7 +51,15 @@ impl<'a> Spot<'a> {
             _ => (replica.type_name().to_owned(), replica.url()),
         };
         let parts = path.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect();
-        Self { store, parts, database, url: replica.url() }
+        Self { store, parts, database, url: replica.url(), local: false }
+    }
+
+    /// Where a database's local state lies.
+    fn local(database: &'a DbConfig) -> Self {
+        let folder = place::real(&database.meta_path).to_string_lossy().into_owned();
+        let parts = folder.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect();
+        let url = database.meta_path.display().to_string();
+        Self { store: String::new(), parts, database: &database.path, url, local: true }
     }
 
     fn holds(&self, other: &Self) -> bool {
@@ -58,6 +68,12 @@ impl<'a> Spot<'a> {
 
     fn problem(&self, other: &Self) -> String {
         let (this, that) = (self.database.display(), other.database.display());
+        if self.local || other.local {
+            return format!(
+                "{this} and {that}: {} and {} lie in one another, a replica and the folder of local state: give the replica a path of its own",
+                self.url, other.url
+            );
+        }
         if self.parts != other.parts {
             let (inside, outside) = (&other.url, &self.url);
             return format!(
@@ -71,17 +87,22 @@ impl<'a> Spot<'a> {
     }
 }
 
-/// Replicas that would take each other's files for their own.
+/// Replicas that would take each other's files for their own, or the local state of a database: what is captured waits in a folder that looks as a
+/// replica does, and is deleted there.
 pub(super) fn shared_replicas(databases: &[DbConfig]) -> Vec<String> {
     let mut spots: Vec<Spot<'_>> = databases
         .iter()
-        .flat_map(|database| database.replicas.iter().map(|replica| Spot::new(&database.path, &replica.config)))
+        .flat_map(|database| {
+            let replicas = database.replicas.iter().map(|replica| Spot::new(&database.path, &replica.config));
+            replicas.chain([Spot::local(database)])
+        })
         .collect();
     spots.sort();
     let (mut around, mut problems) = (Vec::<&Spot<'_>>::new(), Vec::new());
     for spot in &spots {
         while around.pop_if(|outer| !outer.holds(spot)).is_some() {}
-        if let Some(outer) = around.last() {
+        // Two folders of local state are `shared_state`'s business.
+        if let Some(outer) = around.iter().rev().find(|outer| !(outer.local && spot.local)) {
             problems.push(outer.problem(spot));
         }
         around.push(spot);

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io;
-use std::process::ExitCode;
 
 use tokio::signal::unix::{self, SignalKind, signal};
 
@@ -21,11 +20,6 @@ impl Signal {
             Self::Interrupt => 2,
             Self::Terminate => 15,
         }
-    }
-
-    /// What a shell calls the end of a process by this signal.
-    pub(super) fn code(self) -> ExitCode {
-        ExitCode::from(128 + self.number())
     }
 
     /// Leaves all as it is. Nothing is lost: what was captured and what was not is found by the next start.

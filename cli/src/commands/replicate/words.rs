@@ -30,7 +30,8 @@ fn split(command: &str) -> anyhow::Result<Vec<String>> {
         let mut quoted = false;
         let mut next = Some(first);
         while let Some(c) = next.filter(|c| !c.is_whitespace()) {
-            quoted |= matches!(c, '\'' | '"' | '\\');
+            let after = rest.clone().next();
+            quoted |= matches!(c, '\'' | '"') || c == '\\' && after != Some('\n');
             match c {
                 '\'' => single(&mut rest, &mut word, command)?,
                 '"' => double(&mut rest, &mut word, command)?,
@@ -93,7 +94,7 @@ mod tests {
             ("a # b", &["a", "#", "b"]),
             ("get http://x/?a=1&b=2", &["get", "http://x/?a=1&b=2"]),
             ("a '|' \\&", &["a", "|", "&"]),
-            ("a \\\n b", &["a", "", "b"]),
+            ("a \\\n b", &["a", "b"]),
         ] {
             assert_eq!(split(command).unwrap(), words, "{command}");
         }
