@@ -86,9 +86,7 @@ impl Settings {
             patience: Duration::from_millis(500),
         }
     }
-}
 
-impl Settings {
     /// Takes no more memory than it needs.
     pub(crate) fn shrink(&mut self) {
         self.database.shrink_to_fit();

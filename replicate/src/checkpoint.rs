@@ -119,12 +119,12 @@ impl Capture {
         self.checkpoint()?;
         let writer = Attached::open(&self.path, Duration::ZERO)?;
         // Between two transactions of a busy writer there is less time than SQLite sleeps before it tries again.
-        let deadline = Instant::now() + self.settings.patience;
+        let (began, patience) = (Instant::now(), self.settings.patience);
         while let Err(error) = writer.lock_writes() {
             if !error.is_busy() {
                 return Err(error);
             }
-            if Instant::now() >= deadline {
+            if began.elapsed() >= patience {
                 return Ok(false);
             }
             std::thread::yield_now();
@@ -138,7 +138,6 @@ impl Capture {
             return Ok(false);
         }
         // Whatever a writer commits from here on cannot be copied, as long as the hold is one on the file: then the log is not emptied.
-        let patience = self.settings.patience;
         let free = &self.connections[1 - self.holder];
         free.set_patience(Duration::ZERO)?;
         let emptied = free.checkpoint(true);

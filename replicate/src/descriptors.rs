@@ -57,7 +57,14 @@ impl Descriptor {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => File::open(path)?,
             file => file?,
         };
-        let identity = Identity::of(&file.metadata()?);
+        let identity = match file.metadata() {
+            Ok(found) => Identity::of(&found),
+            Err(error) => {
+                // It may be a file whose locks are ours.
+                std::mem::forget(file);
+                return Err(error);
+            }
+        };
         if let Some(known) = open.share(identity) {
             // The name was given to a file that we know in this very moment. To close it again would be the harm.
             std::mem::forget(file);

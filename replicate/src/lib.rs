@@ -24,7 +24,7 @@
 //!
 //! # What must be left alone
 //! The process must not open and close the database or its `-shm` by other means than this SQLite: with any descriptor that it closes, the locks
-//! of all the others are gone. Where it does not, [`Settings::alone_in_process`] says so. For the same reason descriptors of ours stay open when a database is let go, unless
+//! of all the others are gone. For the same reason descriptors of ours stay open when a database is let go, unless
 //! [`Settings::alone_in_process`] says that there is nobody whose locks they could take.
 
 mod build;

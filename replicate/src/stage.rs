@@ -14,8 +14,6 @@ use crate::{Error, Result, files};
 const TEMPORARY: &str = "tmp";
 /// After how many bytes of pages what was written so far is made durable.
 const SYNC_EVERY: usize = 128 << 20;
-/// What a file that holds everything is made into for a replica that lacks what comes before it.
-pub(crate) const BASE: &str = "base";
 
 /// A file that waits to be uploaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +53,7 @@ impl Stage {
         files::create_folder(folder).map_err(&failed)?;
         for entry in fs::read_dir(folder).map_err(&failed)? {
             let path = entry.map_err(&failed)?.path();
-            if path.extension().is_some_and(|extension| extension == TEMPORARY || extension == BASE) {
+            if path.extension().is_some_and(|extension| extension == TEMPORARY) {
                 fs::remove_file(&path).map_err(Error::io("delete", &path))?;
             }
         }

@@ -13,7 +13,7 @@ use ltx::{Timestamp, Txid};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 use super::driver::{NotTaken, drive};
-use super::line::Line;
+use super::line::{BASE, Line};
 use super::spec::Spec;
 use super::status::{Counters, Phase, Status};
 use super::sweep::Place;
@@ -541,16 +541,21 @@ impl Database {
         if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
     }
 
-    /// Removes the folders of merges and drills that were killed. Nobody else works here, and we have not begun to.
+    /// Removes what merges, drills and bases have left that were killed. Nobody else works here, and we have not begun to.
     pub(super) fn clean(&self) {
-        let Ok(entries) = std::fs::read_dir(&self.settings.meta_path) else { return };
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            let left = name.to_string_lossy();
-            if (left.starts_with(".merge-") || left == "drill")
-                && let Err(error) = std::fs::remove_dir_all(entry.path())
-            {
-                tracing::warn!(path = %entry.path().display(), %error, "cannot remove what was left unfinished");
+        let meta = &self.settings.meta_path;
+        for folder in [meta, &meta.join("ltx").join("0")] {
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                let (name, path) = (entry.file_name(), entry.path());
+                let name = name.to_string_lossy();
+                let removed = match () {
+                    () if name.starts_with(".merge-") || name == "drill" => std::fs::remove_dir_all(&path),
+                    () if name.starts_with(BASE) => std::fs::remove_file(&path),
+                    () => continue,
+                };
+                if let Err(error) = removed {
+                    tracing::warn!(path = %path.display(), %error, "cannot remove what was left unfinished");
+                }
             }
         }
     }

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -479,7 +479,7 @@ impl Line {
     async fn put_base(&self, staged: &Staged, header: &Header) -> Result<FileInfo, Trouble> {
         let replica = &self.target.replica;
         let header = Header { min_txid: Txid::FIRST, ..*header };
-        let (from, to) = (staged.path.clone(), staged.path.with_extension(crate::stage::BASE));
+        let (from, to) = (staged.path.clone(), staged.path.with_file_name(base_name()));
         let scratch = Scratch(to.clone());
         let rewritten = tokio::task::spawn_blocking(move || rewrite(&from, &to, header)).await;
         let (len, checksum) = rewritten.map_err(|error| Trouble::Failed(error.to_string()))??;
@@ -603,6 +603,15 @@ fn shortest(schedule: &Schedule) -> i64 {
 }
 
 /// A file that goes with this.
+/// What a file that holds everything is made into for a replica that lacks what comes before it.
+pub(super) const BASE: &str = "base-";
+
+/// A name that nobody else in this process uses: several replicas of a database may need a base at once.
+fn base_name() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    format!("{BASE}{}", COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
 struct Scratch(PathBuf);
 
 impl Drop for Scratch {
