@@ -134,9 +134,14 @@ pub(crate) fn only(common: &Common) -> anyhow::Result<Named> {
 
 /// The replica that has this address, with credentials and all: as the configuration knows it, or as its URL and the environment say.
 pub(crate) fn at_address(common: &Common, url: &str) -> anyhow::Result<ReplicaConfig> {
+    let (_, config) = load_config(common)?;
+    Ok(known_at(&config.unwrap_or_default(), url)?)
+}
+
+/// The same, of a configuration that was read.
+pub(crate) fn known_at(config: &Config, url: &str) -> Result<ReplicaConfig, ConfigError> {
     let mut address = ReplicaConfig::from_url(url)?;
-    if let (_, Some(config)) = load_config(common)?
-        && let Some(database) = owner(&config, &address)
+    if let Some(database) = owner(config, &address)
         && let Some(known) = database.replicas.into_iter().find(|known| lies_at(&known.config, &address))
     {
         return Ok(known.config);

@@ -217,6 +217,30 @@ impl Drop for Reign {
     }
 }
 
+/// Whether another process replicates a database just now. For processes that have not opened the database: the `-shm` file is opened, and closed.
+///
+/// # Errors
+/// It cannot be seen.
+pub fn is_replicated(database: &Path) -> io::Result<bool> {
+    let file = match File::open(crate::capture::beside(database, "-shm")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        file => file?,
+    };
+    let mut lock = libc::flock {
+        l_type: libc::F_WRLCK as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: REPLICATOR_LOCK,
+        l_len: 1,
+        l_pid: 0,
+    };
+    match fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)) {
+        Ok(_) => Ok(lock.l_type != libc::F_UNLCK as i16),
+        // There are no such locks, so nobody can have one.
+        Err(Errno::EINVAL) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Sets or gives back a lock of an open file description: those are not lost with other descriptors.
 pub(crate) fn set_ofd(file: &File, kind: libc::c_int, (start, len): (i64, i64)) -> Result<(), Errno> {
     let lock =
@@ -302,5 +326,22 @@ mod tests {
         }
         assert_eq!(capture.snapshots(), 1);
         NO_OFD_LOCKS.set(false);
+    }
+
+    #[test]
+    fn who_looks_sees_that_somebody_replicates() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("db");
+        assert!(!is_replicated(&path).unwrap());
+        // There is no SQLite here whose locks would be lost.
+        fs::write(folder.path().join("db-shm"), "").unwrap();
+        assert!(!is_replicated(&path).unwrap());
+        let locks = Locks::open(&folder.path().join("db-shm")).unwrap();
+        let reign = Reign::begin(&locks).unwrap().unwrap();
+        assert!(is_replicated(&path).unwrap());
+        assert!(Reign::begin(&locks).unwrap().is_none());
+        drop(reign);
+        assert!(!is_replicated(&path).unwrap());
+        assert!(Reign::begin(&locks).unwrap().is_some());
     }
 }

@@ -55,6 +55,7 @@ pub use capture::{Capture, Clock, Newest, NotNow, Parked, Refused, Remote, Resti
 pub use concern::Concern;
 pub use digest::Digest;
 pub use error::{Error, Result};
+pub use files::is_replicated;
 pub use stage::Staged;
 pub use state::Left;
 pub use watch::{Seen, Watch};

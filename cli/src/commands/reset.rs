@@ -40,8 +40,12 @@ pub(crate) async fn run(common: &Common, args: &ResetArgs) -> anyhow::Result<()>
     if !args.dry_run && !files.is_empty() {
         let socket = args.socket.clone();
         let socket = socket.or_else(|| config.map(|config| config.socket.path));
-        refuse_while_replicated(&name, &socket.unwrap_or_else(|| SocketConfig::default().path), args).await?;
-        confirm(&files, args)?;
+        let socket = socket.unwrap_or_else(|| SocketConfig::default().path);
+        refuse_while_replicated(&name, &socket, args).await?;
+        if confirm(&files, args)? {
+            // Whoever was asked may have taken long to answer.
+            refuse_while_replicated(&name, &socket, args).await?;
+        }
         delete(&files, &meta)?;
     }
     if args.json {
@@ -75,16 +79,20 @@ async fn refuse_while_replicated(name: &str, socket: &Path, args: &ResetArgs) ->
         Err(Unanswered::NoDaemon(_)) if args.socket.is_none() => {}
         Err(error) => return Err(error.into()),
     }
-    match local::replicator(Path::new(name)) {
-        Some(pid) => bail!("{name}: PID {pid}, a litestream, has it open: end that process first"),
-        None => Ok(()),
+    if let Some(pid) = local::replicator(Path::new(name)) {
+        bail!("{name}: PID {pid}, a litestream, has it open: end that process first");
+    }
+    match litestream_replicate::is_replicated(Path::new(name)) {
+        Ok(false) => Ok(()),
+        Ok(true) => bail!("{name}: another process replicates it just now: end that process first"),
+        Err(error) => Err(error).with_context(|| format!("cannot see whether {name} is being replicated")),
     }
 }
 
-/// Asks who sits at a terminal. Scripts say what they mean.
-fn confirm(files: &[PathBuf], args: &ResetArgs) -> anyhow::Result<()> {
+/// Asks who sits at a terminal, and tells whether it did. Scripts say what they mean.
+fn confirm(files: &[PathBuf], args: &ResetArgs) -> anyhow::Result<bool> {
     if args.yes || !std::io::stdin().is_terminal() {
-        return Ok(());
+        return Ok(false);
     }
     let names: Vec<String> = files.iter().map(|file| format!("  {}", file.display())).collect();
     output::note(&format!("this would be deleted:\n{}", names.join("\n")));
@@ -92,7 +100,7 @@ fn confirm(files: &[PathBuf], args: &ResetArgs) -> anyhow::Result<()> {
     let _ = write!(stderr, "Type yes to delete it (--yes does not ask): ").and_then(|()| stderr.flush());
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line)?;
-    if line.trim() == "yes" { Ok(()) } else { bail!("nothing was deleted") }
+    if line.trim() == "yes" { Ok(true) } else { bail!("nothing was deleted") }
 }
 
 fn delete(files: &[PathBuf], meta: &Path) -> anyhow::Result<()> {

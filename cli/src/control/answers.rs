@@ -47,6 +47,7 @@ impl From<ControlError> for Failure {
                 Self::new(StatusCode::CONFLICT, format!("database not open: {}", path.display()))
                     .with_details("it is stopped; start it first")
             }
+            ControlError::Ending => Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
             ControlError::Timeout { .. } => Self::new(StatusCode::GATEWAY_TIMEOUT, error.to_string()),
             _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
         }
@@ -140,8 +141,12 @@ pub(crate) async fn register<H: Host>(host: &H, request: &RegisterRequest) -> Re
     if let Some(status) = host.daemon().status_of(&path) {
         return already(&path, &status, &wanted);
     }
-    let word = if host.register(config, spec) { "registered" } else { "already_registered" };
-    Ok(done(word, &path, None))
+    let conflict = |error: String| Failure::new(StatusCode::CONFLICT, error);
+    match host.register(config, spec).map_err(conflict)? {
+        true => Ok(done("registered", &path, None)),
+        false if host.daemon().is_ending() => Err(ControlError::Ending.into()),
+        false => Ok(done("already_registered", &path, None)),
+    }
 }
 
 /// Registering again does no harm; but nobody must believe that a database goes where it does not.
@@ -215,6 +220,7 @@ mod tests {
         let path = PathBuf::from("/my.db");
         assert_eq!(status(ControlError::Unknown(path.clone())), 404);
         assert_eq!(status(ControlError::Stopped(path.clone())), 409);
+        assert_eq!(status(ControlError::Ending), 503);
         let why = String::new();
         assert_eq!(status(ControlError::Timeout { path: path.clone(), patience: PATIENCE, why: why.clone() }), 504);
         assert_eq!(status(ControlError::Failed { path, why }), 500);

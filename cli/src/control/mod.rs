@@ -36,7 +36,10 @@ pub(crate) trait Host: Send + Sync + 'static {
     ) -> impl Future<Output = anyhow::Result<(DbConfig, Spec)>> + Send;
 
     /// Begins to replicate a database. Says no where it is replicated already.
-    fn register(&self, database: DbConfig, spec: Spec) -> bool;
+    ///
+    /// # Errors
+    /// It shares something with another database that is replicated.
+    fn register(&self, database: DbConfig, spec: Spec) -> Result<bool, String>;
 
     /// Ends replicating a database, as [`Daemon::unregister`] does.
     ///

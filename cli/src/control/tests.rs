@@ -45,8 +45,8 @@ impl Host for Process {
         Ok((DbConfig { path, meta_path, settings, replicas }, spec))
     }
 
-    fn register(&self, _: DbConfig, spec: Spec) -> bool {
-        self.daemon.register(spec)
+    fn register(&self, _: DbConfig, spec: Spec) -> Result<bool, String> {
+        Ok(self.daemon.register(spec))
     }
 
     async fn unregister(&self, path: &Path, patience: Duration) -> Result<Synced, ControlError> {

@@ -195,11 +195,7 @@ impl Line {
             at = listing.at();
             newest = listing.into_files().max_by_key(|file| (file.name.max, Reverse(file.level)));
         }
-        {
-            let mut state = self.state();
-            state.proof = at;
-            state.last_sync = at;
-        }
+        self.state().proof = at;
         let Some(file) = newest else { return Ok(None) };
         // Its checksum tells whether it is ours.
         let mut checksum = None;
@@ -260,6 +256,9 @@ impl Line {
         let wanted = staged.iter().filter(|staged| staged.txid > reached);
         state.queue.extend(wanted.map(|staged| Job { staged: staged.clone(), since }));
         state.queued = captured;
+        if state.queue.is_empty() && state.proof.is_some() {
+            state.last_sync = state.proof;
+        }
     }
 
     /// Adds to the queue. Hands out what need not go there any more, because all of the database follows.
@@ -387,9 +386,11 @@ impl Line {
                 if state.failing.take().is_some() {
                     tracing::info!(%url, "the replica answers again");
                 }
-                state.last_sync = Some((options.clock)());
                 if let Some(job) = job {
                     state.sent(job, file, started);
+                }
+                if state.queue.is_empty() {
+                    state.last_sync = Some((options.clock)());
                 }
             }
             Err(Trouble::Missing) => state.needs_base = true,

@@ -45,6 +45,9 @@ pub enum ControlError {
     /// It was stopped.
     #[error("{} is stopped; start it first", .0.display())]
     Stopped(PathBuf),
+    /// The whole process ends.
+    #[error("this process is ending: it takes up nothing more")]
+    Ending,
     /// It took too long. Work on it goes on.
     #[error("{}: not done within {}: {why}", path.display(), humantime(*.patience))]
     Timeout {
@@ -89,6 +92,8 @@ struct Shared {
     /// Those that are to be taken up, one after the other.
     queue: Mutex<VecDeque<Arc<Database>>>,
     starting: AtomicBool,
+    /// Whether all is being let go of.
+    ending: AtomicBool,
     /// One for each descriptor that databases may use, and how many are few, and enough.
     descriptors: Arc<Semaphore>,
     room: (usize, usize),
@@ -146,6 +151,7 @@ impl Daemon {
             databases: Mutex::default(),
             queue: Mutex::default(),
             starting: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
             descriptors: Arc::new(Semaphore::new(descriptors)),
             room: (some.min(descriptors / 4), (2 * some).min(descriptors / 2)),
             sweep: sweep::Sweep::default(),
@@ -161,12 +167,12 @@ impl Daemon {
         Self(shared)
     }
 
-    /// Begins to replicate a database, which need not exist yet. Says no where it is replicated already.
+    /// Begins to replicate a database, which need not exist yet. Says no where it is replicated already, and once [`Self::shutdown`] has begun.
     pub fn register(&self, spec: Spec) -> bool {
         let path = spec.path().clone();
         let database = {
             let mut databases = self.0.databases();
-            if databases.contains_key(&path) {
+            if databases.contains_key(&path) || self.is_ending() {
                 return false;
             }
             let database = Arc::new(Database::new(spec));
@@ -199,9 +205,18 @@ impl Daemon {
     /// Goes on with a database that was stopped. Says no where it was not.
     ///
     /// # Errors
-    /// [`ControlError::Unknown`].
+    /// [`ControlError::Unknown`], and [`ControlError::Ending`].
     pub fn start(&self, path: &Path) -> Result<bool, ControlError> {
-        Ok(self.find(path)?.start(&self.0))
+        let database = self.find(path)?;
+        // Until it has begun, the end does not begin.
+        let _databases = self.0.databases();
+        if self.is_ending() { Err(ControlError::Ending) } else { Ok(database.start(&self.0)) }
+    }
+
+    /// Whether [`Self::shutdown`] has begun.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.0.ending.load(Ordering::SeqCst)
     }
 
     /// Stops a database, as [`Daemon::unregister`] does, but keeps its place.
@@ -256,7 +271,11 @@ impl Daemon {
     /// Captures and uploads what is left of all databases, as long as `patience` lasts, trying again after each `pause`, and lets go of them.
     /// Tells which could not be brought up to date, and why.
     pub async fn shutdown(&self, patience: Duration, pause: Duration) -> Vec<ControlError> {
-        let databases: Vec<_> = self.0.databases().values().cloned().collect();
+        let databases: Vec<_> = {
+            let databases = self.0.databases();
+            self.0.ending.store(true, Ordering::SeqCst);
+            databases.values().cloned().collect()
+        };
         let deadline = tokio::time::Instant::now() + patience;
         let hurry = async {
             loop {

@@ -35,6 +35,8 @@ async fn what_is_committed_is_in_the_replica_a_moment_later() {
     assert_eq!((found.error.clone(), found.counters.snapshots, found.lag()), (None, 1, Duration::ZERO));
     assert!(daemon.shutdown(PATIENCE, Duration::from_millis(100)).await.is_empty());
     assert_eq!(status(&daemon, &path).phase, Phase::Stopped);
+    assert!(matches!(daemon.start(&path), Err(ControlError::Ending)));
+    assert!(!daemon.register(site.spec("b.db", &["b"]).await));
 }
 
 #[tokio::test(flavor = "multi_thread")]

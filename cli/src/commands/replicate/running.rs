@@ -18,6 +18,7 @@ use litestream_replicate::daemon::{ControlError, Daemon, Options, Spec, Synced, 
 use litestream_storage::config::{ReplicaConfig, is_url};
 use litestream_storage::{Replica, RetryPolicy, Stores};
 
+use super::sharing::Spots;
 use crate::control::Host;
 use crate::place;
 
@@ -48,6 +49,8 @@ struct Known {
     schedule: Option<Arc<Schedule>>,
     /// Their files, device and inode, as they were last looked at.
     files: HashSet<(u64, u64)>,
+    /// Where their replicas lie, once somebody has registered one by the socket.
+    spots: Option<Spots>,
 }
 
 impl Running {
@@ -118,7 +121,7 @@ impl Running {
                 if !is_url(url) {
                     bail!("{url:?} is not a replica URL such as s3://BUCKET/PATH or file:///PATH");
                 }
-                let replicas = vec![config::Replica::new(place::address(url)?)];
+                let replicas = vec![config::Replica::new(place::known_at(&self.config, url)?)];
                 let settings = configured.as_ref().map(|database| database.settings.clone());
                 let meta_path =
                     configured.map_or_else(|| config::default_meta_path(&path), |database| database.meta_path);
@@ -131,16 +134,46 @@ impl Running {
 
     /// Begins to replicate a database. Says no where it is replicated already.
     pub(crate) fn register(&self, database: DbConfig, spec: Spec) -> bool {
-        let mut known = self.known();
+        self.register_as(&mut self.known(), database, spec)
+    }
+
+    fn register_as(&self, known: &mut Known, database: DbConfig, spec: Spec) -> bool {
         let file = file_at(&database.path);
         if !self.daemon.register(spec) {
             return false;
         }
         known.files.extend(file);
+        if let Some(spots) = &mut known.spots {
+            spots.add(&database);
+        }
         let path = database.path.clone();
         let configured = self.config.is_configured(&database);
         known.databases.insert(path, (!configured).then(|| Box::new(database)));
         true
+    }
+
+    /// Begins to replicate a database that somebody has named, unless that would harm another one.
+    ///
+    /// # Errors
+    /// What would be harmed.
+    fn register_beside(&self, database: DbConfig, spec: Spec) -> Result<bool, String> {
+        let mut known = self.known();
+        if known.databases.contains_key(&database.path) {
+            return Ok(false);
+        }
+        if file_at(&database.path).is_some_and(|file| known.files.contains(&file)) {
+            return Err(format!("{}: the same file is replicated by another name already", database.path.display()));
+        }
+        if known.spots.is_none() {
+            let mut spots = Spots::default();
+            let all = known.databases.iter().filter_map(|(path, own)| self.configuration(path, own.as_deref()));
+            all.for_each(|database| spots.add(&database));
+            known.spots = Some(spots);
+        }
+        match known.spots.as_ref().and_then(|spots| spots.problem(&database)) {
+            Some(problem) => Err(problem),
+            None => Ok(self.register_as(&mut known, database, spec)),
+        }
     }
 
     /// Ends replicating a database, as [`Daemon::unregister`] does.
@@ -149,14 +182,25 @@ impl Running {
     /// As there.
     pub(crate) async fn unregister(&self, path: &Path, patience: Duration) -> Result<Synced, ControlError> {
         let outcome = self.daemon.unregister(path, patience).await;
-        self.known().databases.remove(path);
+        let mut known = self.known();
+        if let Some(own) = known.databases.remove(path)
+            && let Some(spots) = &mut known.spots
+            && let Some(database) = self.configuration(path, own.as_deref())
+        {
+            spots.remove(&database);
+        }
         outcome
     }
 
     /// The configuration of a database that is registered.
     pub(crate) fn database(&self, path: &Path) -> Option<DbConfig> {
-        let known = self.known().databases.get(path)?.clone();
-        known.map_or_else(|| self.config.find_db(path), |database| Some(*database))
+        let own = self.known().databases.get(path)?.clone();
+        self.configuration(path, own.as_deref())
+    }
+
+    /// The database's own configuration, or the file's.
+    fn configuration(&self, path: &Path, own: Option<&DbConfig>) -> Option<DbConfig> {
+        own.cloned().or_else(|| self.config.find_db(path))
     }
 
     /// Looks again which files are replicated.
@@ -195,8 +239,8 @@ impl Host for Running {
         Ok((database, spec))
     }
 
-    fn register(&self, database: DbConfig, spec: Spec) -> bool {
-        Self::register(self, database, spec)
+    fn register(&self, database: DbConfig, spec: Spec) -> Result<bool, String> {
+        self.register_beside(database, spec)
     }
 
     async fn unregister(&self, path: &Path, patience: Duration) -> Result<Synced, ControlError> {
@@ -227,7 +271,6 @@ fn settings(database: &DbConfig) -> Settings {
     settings.truncate_pages = truncate_page_n;
     settings.checkpoint_interval = checkpoint_interval;
     settings.patience = busy_timeout;
-    // As soon as capturing can keep its state elsewhere: settings.meta_path.clone_from(&database.meta_path);
     settings
 }
 
@@ -308,6 +351,41 @@ dbs:
         let database = at("/data/b.db", Some("file:///backup/b")).unwrap();
         assert_eq!(database.replicas[0].config.url(), "file:///backup/b");
         assert_eq!(database.settings.snapshot.retention, Duration::from_secs(48 * 3600));
+    }
+
+    #[tokio::test]
+    async fn what_is_registered_by_the_socket_shares_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["a", "b"] {
+            std::fs::write(at(name), "").unwrap();
+        }
+        std::fs::hard_link(at("a"), at("link")).unwrap();
+        let text = format!("dbs: [{{path: {}, replica: {{url: 's3://bucket/x/a'}}}}]", at("a").display());
+        let running = running(&text);
+        let database = running.config.find_db(&at("a")).unwrap();
+        let spec = running.spec_for(&database).await.unwrap();
+        assert!(running.register(database, spec));
+        let register = async |name: &str, url: &str| {
+            let database = running.database_at(&at(name), Some(url)).unwrap();
+            let spec = running.spec_for(&database).await.unwrap();
+            running.register_beside(database, spec)
+        };
+        for url in ["s3://bucket/x/a", "s3://bucket/x/a/b", "s3://bucket/x", "s3://bucket"] {
+            let problem = register("b", url).await.unwrap_err();
+            assert_eq!(
+                problem,
+                format!("{url}: another database's replica or local state lies there: give it a path of its own")
+            );
+        }
+        let inside = format!("file://{}", litestream_config::default_meta_path(&at("a")).join("backup").display());
+        assert!(register("b", &inside).await.unwrap_err().contains("local state lies there"));
+        assert!(register("link", "s3://bucket/link").await.unwrap_err().contains("the same file"));
+        assert_eq!(register("b", "s3://bucket/x/b").await, Ok(true));
+        assert_eq!(register("b", "s3://bucket/x/c").await, Ok(false));
+        assert!(register("c", "s3://bucket/x/b").await.is_err());
+        running.unregister(&at("b"), Duration::ZERO).await.unwrap_err();
+        assert_eq!(register("c", "s3://bucket/x/b").await, Ok(true));
     }
 
     #[tokio::test]

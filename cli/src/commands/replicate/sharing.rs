@@ -3,6 +3,7 @@
 //! The configuration file is checked when it is read; this is about what shows only once folders have been searched.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 
 use litestream_config::DbConfig;
@@ -62,6 +63,17 @@ impl<'a> Spot<'a> {
         Self { store: String::new(), parts, database: &database.path, url, local: true }
     }
 
+    /// Of the place itself, and of the folders around it.
+    fn hashes(&self) -> (u64, Vec<u64>) {
+        let hash = |parts: &[String]| {
+            let mut hasher = DefaultHasher::new();
+            (&self.store, parts).hash(&mut hasher);
+            hasher.finish()
+        };
+        let around = (0..self.parts.len()).map(|len| hash(self.parts.get(..len).unwrap_or_default())).collect();
+        (hash(&self.parts), around)
+    }
+
     fn holds(&self, other: &Self) -> bool {
         self.store == other.store && other.parts.starts_with(&self.parts)
     }
@@ -87,16 +99,16 @@ impl<'a> Spot<'a> {
     }
 }
 
+/// A database's replicas and its local state.
+fn spots_of(database: &DbConfig) -> impl Iterator<Item = Spot<'_>> {
+    let replicas = database.replicas.iter().map(|replica| Spot::new(&database.path, &replica.config));
+    replicas.chain([Spot::local(database)])
+}
+
 /// Replicas that would take each other's files for their own, or the local state of a database: what is captured waits in a folder that looks as a
 /// replica does, and is deleted there.
 pub(super) fn shared_replicas(databases: &[DbConfig]) -> Vec<String> {
-    let mut spots: Vec<Spot<'_>> = databases
-        .iter()
-        .flat_map(|database| {
-            let replicas = database.replicas.iter().map(|replica| Spot::new(&database.path, &replica.config));
-            replicas.chain([Spot::local(database)])
-        })
-        .collect();
+    let mut spots: Vec<Spot<'_>> = databases.iter().flat_map(spots_of).collect();
     spots.sort();
     let (mut around, mut problems) = (Vec::<&Spot<'_>>::new(), Vec::new());
     for spot in &spots {
@@ -108,6 +120,53 @@ pub(super) fn shared_replicas(databases: &[DbConfig]) -> Vec<String> {
         around.push(spot);
     }
     problems
+}
+
+/// Where replicas and local state lie, for those that come one by one. Only hashes are kept: there may be very many.
+#[derive(Debug, Default)]
+pub(super) struct Spots {
+    /// What lies there itself, and the folders around it; how often.
+    taken: HashMap<u64, u32>,
+    around: HashMap<u64, u32>,
+}
+
+impl Spots {
+    pub(super) fn add(&mut self, database: &DbConfig) {
+        for spot in spots_of(database) {
+            let (itself, around) = spot.hashes();
+            *self.taken.entry(itself).or_default() += 1;
+            around.into_iter().for_each(|outer| *self.around.entry(outer).or_default() += 1);
+        }
+    }
+
+    pub(super) fn remove(&mut self, database: &DbConfig) {
+        let forget = |counts: &mut HashMap<u64, u32>, hash| {
+            if let Some(count) = counts.get_mut(&hash) {
+                *count -= 1;
+                if *count == 0 {
+                    counts.remove(&hash);
+                }
+            }
+        };
+        for spot in spots_of(database) {
+            let (itself, around) = spot.hashes();
+            forget(&mut self.taken, itself);
+            around.into_iter().for_each(|outer| forget(&mut self.around, outer));
+        }
+    }
+
+    /// Why a database cannot be one more.
+    pub(super) fn problem(&self, database: &DbConfig) -> Option<String> {
+        if let Some(problem) = shared_replicas(std::slice::from_ref(database)).into_iter().next() {
+            return Some(problem);
+        }
+        let clash = spots_of(database).find(|spot| {
+            let (itself, around) = spot.hashes();
+            self.around.contains_key(&itself)
+                || around.iter().chain([&itself]).any(|hash| self.taken.contains_key(hash))
+        })?;
+        Some(format!("{}: another database's replica or local state lies there: give it a path of its own", clash.url))
+    }
 }
 
 #[cfg(test)]
