@@ -518,6 +518,10 @@ impl Reader<'_> {
                     let message = format!("`{}` is not a pattern: {why}", pattern.text);
                     self.problem(&pattern.place, pattern.line, message);
                 }
+                if settings.restore_if_db_not_exists {
+                    let message = "`restore-if-db-not-exists` has no effect here: a folder's databases are those that are there; restore the others with `litestream restore`, or list them by `path`";
+                    self.warn(&place, line, message);
+                }
                 DbEntry::Directory(DirConfig {
                     dir: resolve(Path::new(&dir.text), self.home.as_deref()),
                     pattern: pattern.text,

@@ -82,7 +82,7 @@ snapshot: {interval: 12h, retention: 7d}
 l0-retention: 10m
 l0-retention-check-interval: 1m
 validation: {interval: 6h}
-verify-compaction: on
+verify-compaction: off
 retention: {enabled: off}
 heartbeat-url: https://example.com/ping
 heartbeat-interval: 2m
@@ -98,7 +98,8 @@ logging: {level: WARNING, type: json, stderr: true, source: y}
     assert_eq!(config.snapshot, SnapshotConfig { interval: secs(43200), retention: secs(7 * 86400) });
     assert_eq!((config.l0_retention, config.l0_retention_check_interval), (secs(600), secs(60)));
     assert_eq!(config.validation_interval, Some(secs(21600)));
-    assert!(config.verify_compaction && !config.retention_enabled);
+    assert!(!config.verify_compaction && !config.retention_enabled);
+    assert!(load("verify-compaction: on").unwrap().verify_compaction);
     assert_eq!(config.heartbeat_url.as_deref(), Some("https://example.com/ping"));
     assert_eq!(config.heartbeat_interval, secs(120));
     assert_eq!((config.shutdown_sync_timeout, config.shutdown_sync_interval), (secs(0), secs(1)));
@@ -419,6 +420,21 @@ mcp-addr: :1
             "mcp-addr (line 16): there is no MCP server in this program: the key has no effect",
         ]
     );
+}
+
+#[test]
+fn keys_that_do_nothing_where_they_are_say_so() {
+    for (text, expected) in [
+        ("verify-compaction: on", "verify-compaction: every compaction is verified here; the key has no effect"),
+        (
+            "dbs: [{dir: /d, pattern: '*', restore-if-db-not-exists: true, replica: {path: /r}}]",
+            "dbs[0] (line 1): `restore-if-db-not-exists` has no effect here: a folder's databases are those that are there; \
+             restore the others with `litestream restore`, or list them by `path`",
+        ),
+    ] {
+        assert_eq!(warnings(text), [expected]);
+    }
+    assert!(warnings("dbs: [{path: /d, restore-if-db-not-exists: true, replica: {path: /r}}]").is_empty());
 }
 
 #[test]
