@@ -160,6 +160,41 @@ impl Error {
         }
     }
 
+    /// All that [`Self::code`] can say.
+    pub(crate) const CODES: [&'static str; 12] = [
+        "not_found",
+        "already_exists",
+        "changed",
+        "denied",
+        "no_bucket",
+        "region",
+        "no_credentials",
+        "refused",
+        "transient",
+        "unavailable",
+        "io",
+        "config",
+    ];
+
+    /// A word for it, which stays the same.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::NotFound { .. } => "not_found",
+            Self::AlreadyExists { .. } => "already_exists",
+            Self::Changed { .. } => "changed",
+            Self::Denied { .. } => "denied",
+            Self::NoBucket { .. } => "no_bucket",
+            Self::Region { .. } => "region",
+            Self::NoCredentials { .. } => "no_credentials",
+            Self::Refused { .. } => "refused",
+            Self::Transient { .. } => "transient",
+            Self::Unavailable { .. } => "unavailable",
+            Self::Io { .. } => "io",
+            Self::Config(_) => "config",
+        }
+    }
+
     pub(crate) fn io(operation: &'static str, path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Self::Io { operation, path: path.into(), source: Arc::new(source) }
     }

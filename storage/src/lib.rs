@@ -27,6 +27,7 @@ mod error;
 pub mod faults;
 pub mod file;
 pub mod memory;
+mod meter;
 mod open;
 mod replica;
 mod retry;
@@ -37,6 +38,7 @@ pub use backend::{
     Backend, Body, GetRange, GetRequest, GetResponse, ListPage, ListRequest, Precondition, PutOptions, Scope,
 };
 pub use error::{Error, Kind, Result};
+pub use meter::{Cost, Meter};
 pub use open::{Stores, open};
 pub use replica::{Replica, Stats};
 pub use retry::RetryPolicy;

@@ -6,24 +6,23 @@ use tokio::sync::Mutex;
 
 use crate::config::{Location, ReplicaConfig, S3Config};
 use crate::file::FileBackend;
-use crate::{Backend, Replica, Result, RetryPolicy, s3};
+use crate::{Backend, Meter, Replica, Result, RetryPolicy, s3};
 
 /// Opens the replica that a configuration describes. Nothing is asked of the store yet.
 ///
 /// # Errors
 /// [`crate::Error::Config`] where the configuration cannot work, [`crate::Error::Io`] where a certificate file cannot be read.
 pub async fn open(config: &ReplicaConfig, policy: RetryPolicy) -> Result<Replica> {
-    let backend: Arc<dyn Backend> = match &config.location {
-        Location::File(file) => FileBackend::new(&file.path).into(),
-        Location::S3(bucket) => Arc::new(s3::S3Backend::new(bucket, &policy).await?),
-    };
-    Ok(Replica::new(backend, policy))
+    Stores::new(policy).open(config).await
 }
 
-/// Opens replicas that share connections where they lie in the same bucket: for thousands of them it is one client.
+/// Opens replicas that share connections where they lie in the same bucket: for thousands of them it is one client. What their requests cost is
+/// counted together.
 #[derive(Debug, Default)]
 pub struct Stores {
     policy: RetryPolicy,
+    folders: Arc<Meter>,
+    objects: Arc<Meter>,
     /// For each bucket, with all that is said of it but the path.
     buckets: Mutex<Vec<(S3Config, s3::S3Backend)>>,
 }
@@ -32,7 +31,13 @@ impl Stores {
     /// All replicas are as patient as this policy says.
     #[must_use]
     pub fn new(policy: RetryPolicy) -> Self {
-        Self { policy, buckets: Mutex::default() }
+        Self { policy, ..Self::default() }
+    }
+
+    /// What has been asked of them so far, by the type of store.
+    #[must_use]
+    pub fn meters(&self) -> [(&'static str, Arc<Meter>); 2] {
+        [("file", self.folders.clone()), ("s3", self.objects.clone())]
     }
 
     /// Opens the replica that a configuration describes, as [`open`] does.
@@ -40,7 +45,10 @@ impl Stores {
     /// # Errors
     /// As [`open`].
     pub async fn open(&self, config: &ReplicaConfig) -> Result<Replica> {
-        let Location::S3(bucket) = &config.location else { return open(config, self.policy.clone()).await };
+        let bucket = match &config.location {
+            Location::File(file) => return Ok(self.replica(FileBackend::new(&file.path).into(), &self.folders)),
+            Location::S3(bucket) => bucket,
+        };
         let all_but_path = S3Config { path: String::new(), ..bucket.clone() };
         let mut buckets = self.buckets.lock().await;
         let backend = match buckets.iter().find(|(known, _)| *known == all_but_path) {
@@ -51,6 +59,10 @@ impl Stores {
                 backend
             }
         };
-        Ok(Replica::new(Arc::new(backend), self.policy.clone()))
+        Ok(self.replica(Arc::new(backend), &self.objects))
+    }
+
+    fn replica(&self, backend: Arc<dyn Backend>, meter: &Arc<Meter>) -> Replica {
+        Replica::metered(backend, self.policy.clone(), meter.clone())
     }
 }

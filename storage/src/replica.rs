@@ -9,8 +9,10 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use ltx::{FileName, Timestamp, Txid};
+use tokio::time::Instant;
 
 use crate::backend::{Backend, Body, GetRange, GetRequest, ListPage, ListRequest, Precondition, PutOptions, Scope};
+use crate::meter::{Meter, Operation};
 use crate::retry::{Leave, Retry, RetryPolicy, within};
 use crate::{Error, FileInfo, Kind, Level, ObjectInfo, Result};
 
@@ -76,6 +78,12 @@ impl Replica {
         Self::with(backend, retry)
     }
 
+    /// The same, whose requests count as those of all who share the meter.
+    pub(crate) fn metered(backend: Arc<dyn Backend>, policy: RetryPolicy, meter: Arc<Meter>) -> Self {
+        let retry = Retry::new(policy, backend.url().clone()).metered(meter);
+        Self::with(backend, retry)
+    }
+
     pub(crate) fn with(backend: Arc<dyn Backend>, retry: Retry) -> Self {
         Self { backend, retry, counters: Arc::default() }
     }
@@ -116,7 +124,7 @@ impl Replica {
     /// As [`Replica::head`].
     pub async fn metadata(&self, key: &str, name: &str) -> Result<Option<String>> {
         self.retry
-            .run("look at", key, |attempt, patience| async move {
+            .run(Operation::Head, key, |attempt, patience| async move {
                 count(&self.counters.heads, 1);
                 within(patience, "look at", key, "the answer", self.backend.metadata(key, name, attempt)).await
             })
@@ -146,7 +154,7 @@ impl Replica {
     /// As the store says, after retries.
     pub async fn list_page(&self, scope: Scope, from: Txid, token: Option<&str>) -> Result<ListPage> {
         self.retry
-            .run("list", &scope_name(scope), |attempt, patience| async move {
+            .run(Operation::List, &scope_name(scope), |attempt, patience| async move {
                 let request = ListRequest { scope, from, token, attempt };
                 count(&self.counters.lists, 1);
                 within(patience, "list", &scope_name(scope), "the answer", self.backend.list(&request)).await
@@ -241,12 +249,16 @@ impl Replica {
             spans.iter().filter(|span| is_small(span)).map(|(file, span)| (&file.object, span.clone())).collect();
         let answers = async { Ok(self.backend.get_spans(&small).await) };
         let patience = self.retry.policy.first_byte;
+        let asked = Instant::now();
         let Ok(answers) = within(patience, "read", "", "the first byte", answers).await else { return Vec::new() };
+        // They were brought together.
+        let each = asked.elapsed();
         let mut answers = answers.into_iter().zip(&small).map(|(answer, (expected, span))| {
             let (object, bytes) = answer?;
             self.check(Some(expected), &object).ok()?;
             count(&self.counters.gets, 1);
-            count(&self.counters.bytes_read, bytes.len() as u64);
+            self.retry.note(Operation::Get, each, None);
+            self.count_read(bytes.len());
             (bytes.len() as u64 == len(span)).then_some(bytes)
         });
         spans.iter().map(|span| if is_small(span) { answers.next().flatten() } else { None }).collect()
@@ -262,7 +274,7 @@ impl Replica {
         let partial = tokio::sync::Mutex::new(Partial { expected: expected.cloned(), range, bytes: Bytes::new() });
         let leave = Leave::default();
         self.retry
-            .run_with("read", key, &leave, |attempt, patience| {
+            .run_with(Operation::Get, key, &leave, |attempt, patience| {
                 let (partial, leave) = (&partial, &leave);
                 async move {
                     let mut partial = partial.lock().await;
@@ -309,7 +321,7 @@ impl Replica {
                 break Ok(());
             }
         };
-        count(&self.counters.bytes_read, got.len() as u64);
+        self.count_read(got.len());
         let got = got.finish(want);
         partial.range = GetRange::Span(response.range.start + got.len() as u64..response.range.end);
         partial.bytes = if partial.bytes.is_empty() {
@@ -330,7 +342,7 @@ impl Replica {
     /// [`Error::NotFound`], or as the store says, after retries.
     pub async fn head(&self, key: &str) -> Result<ObjectInfo> {
         self.retry
-            .run("look at", key, |attempt, patience| async move {
+            .run(Operation::Head, key, |attempt, patience| async move {
                 count(&self.counters.heads, 1);
                 within(patience, "look at", key, "the answer", self.backend.head(key, attempt)).await
             })
@@ -376,7 +388,7 @@ impl Replica {
         let ambiguous = std::sync::atomic::AtomicBool::new(false);
         let outcome = self
             .retry
-            .run_with("write", key, &leave, |attempt, patience| {
+            .run_with(Operation::Put, key, &leave, |attempt, patience| {
                 let options = PutOptions { attempt, ..options.clone() };
                 let (body, ambiguous) = (&body, &ambiguous);
                 async move {
@@ -403,6 +415,7 @@ impl Replica {
         }
         if outcome.is_ok() {
             count(&self.counters.bytes_written, body.len());
+            self.retry.note_bytes(Operation::Put, body.len());
         }
         outcome
     }
@@ -448,12 +461,17 @@ impl Replica {
     pub async fn delete_keys(&self, keys: &[&str]) -> Result<()> {
         let Some(first) = keys.first() else { return Ok(()) };
         self.retry
-            .run("delete", first, |attempt, patience| async move {
+            .run(Operation::Delete, first, |attempt, patience| async move {
                 count(&self.counters.deletes, 1);
                 let delete = self.backend.delete(keys, attempt);
                 within(patience.saturating_mul(2), "delete", first, "the answer", delete).await
             })
             .await
+    }
+
+    fn count_read(&self, bytes: usize) {
+        count(&self.counters.bytes_read, bytes as u64);
+        self.retry.note_bytes(Operation::Get, bytes as u64);
     }
 
     fn check(&self, expected: Option<&ObjectInfo>, found: &ObjectInfo) -> Result<()> {

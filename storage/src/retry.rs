@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::meter::{Meter, Operation};
 use crate::{Error, Result};
 
 /// How long to wait for a store, and how often to ask it again.
@@ -74,12 +75,33 @@ pub(crate) struct Retry {
     url: Arc<str>,
     random: Arc<AtomicU64>,
     retries: Arc<AtomicU64>,
+    /// Where each attempt is counted.
+    meter: Option<Arc<Meter>>,
 }
 
 impl Retry {
     pub(crate) fn new(policy: RetryPolicy, url: Arc<str>) -> Self {
         let seed = if policy.seed == 0 { u64::from(std::process::id()) } else { policy.seed };
-        Self { policy, url, random: Arc::new(AtomicU64::new(seed)), retries: Arc::default() }
+        Self { policy, url, random: Arc::new(AtomicU64::new(seed)), retries: Arc::default(), meter: None }
+    }
+
+    /// Counts each attempt there.
+    pub(crate) fn metered(self, meter: Arc<Meter>) -> Self {
+        Self { meter: Some(meter), ..self }
+    }
+
+    /// Bytes that were read or written.
+    pub(crate) fn note_bytes(&self, operation: Operation, bytes: u64) {
+        if let Some(meter) = &self.meter {
+            meter.note_bytes(operation, bytes);
+        }
+    }
+
+    /// An attempt that was made without this.
+    pub(crate) fn note(&self, operation: Operation, took: Duration, error: Option<&Error>) {
+        if let Some(meter) = &self.meter {
+            meter.note(operation, took, error);
+        }
     }
 
     /// How often anything was tried again.
@@ -94,7 +116,7 @@ impl Retry {
     /// The attempt's own error where it is not transient; [`Error::Unavailable`] where all were.
     pub(crate) async fn run<T, F>(
         &self,
-        operation: &'static str,
+        operation: Operation,
         key: &str,
         attempt: impl FnMut(u32, Duration) -> F,
     ) -> Result<T>
@@ -110,7 +132,7 @@ impl Retry {
     /// As [`run`](Self::run).
     pub(crate) async fn run_with<T, F>(
         &self,
-        operation: &'static str,
+        operation: Operation,
         key: &str,
         leave: &Leave,
         mut attempt: impl FnMut(u32, Duration) -> F,
@@ -125,7 +147,9 @@ impl Retry {
         loop {
             let patience = self.patience(in_vain, started);
             let at = Instant::now();
-            let cause = match attempt(number, patience).await {
+            let outcome = attempt(number, patience).await;
+            self.note(operation, at.elapsed(), outcome.as_ref().err());
+            let cause = match outcome {
                 Err(Error::Transient { cause, .. }) => cause,
                 done => return done,
             };
@@ -143,7 +167,7 @@ impl Retry {
             if in_vain >= self.policy.attempts || left < self.policy.total / 50 {
                 return Err(Error::Unavailable {
                     url: self.url.clone(),
-                    operation,
+                    operation: operation.verb(),
                     key: key.into(),
                     attempts: number,
                     elapsed: begun.elapsed(),
@@ -151,7 +175,10 @@ impl Retry {
                 });
             }
             self.retries.fetch_add(1, Ordering::Relaxed);
-            tracing::debug!(operation, key, attempt = number, cause, "trying again");
+            if let Some(meter) = &self.meter {
+                meter.note_retry(operation);
+            }
+            tracing::debug!(operation = operation.verb(), key, attempt = number, cause, "trying again");
             tokio::time::sleep(pause).await;
         }
     }
@@ -205,7 +232,7 @@ mod tests {
                 tokio::time::sleep(hour).await;
                 broken()
             };
-            let error = retry.run_with("write", "key", &Leave::of(allowed), slow).await.unwrap_err();
+            let error = retry.run_with(Operation::Put, "key", &Leave::of(allowed), slow).await.unwrap_err();
             let Error::Unavailable { attempts, elapsed, .. } = error else { panic!("{error}") };
             assert_eq!(attempts, expected);
             assert!(elapsed >= hour * expected);

@@ -16,11 +16,15 @@ use std::time::Duration;
 
 use litestream_config::DbConfig;
 use litestream_replicate::daemon::{ControlError, Daemon, Spec, Synced};
+use litestream_storage::Stores;
 
 /// The process that replicates, as the control socket and the metrics see it.
 pub(crate) trait Host: Send + Sync + 'static {
     /// Who replicates.
     fn daemon(&self) -> &Daemon;
+
+    /// Where the replicas lie.
+    fn stores(&self) -> &Stores;
 
     /// Since when.
     fn started(&self) -> jiff::Timestamp;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::bail;
 use litestream_config::{Config, DbConfig, DbSettings, SocketConfig};
 use litestream_replicate::daemon::{ControlError, Daemon, Options, Spec, Synced, Target};
+use litestream_storage::Stores;
 use litestream_storage::config::ReplicaConfig;
 use ltx::Timestamp;
 use serde_json::{Value, json};
@@ -23,6 +24,7 @@ use crate::commands::replicate::running::Running;
 /// A process that replicates what it is told.
 pub(crate) struct Process {
     daemon: Daemon,
+    stores: Stores,
     started: jiff::Timestamp,
 }
 
@@ -31,13 +33,17 @@ impl Host for Process {
         &self.daemon
     }
 
+    fn stores(&self) -> &Stores {
+        &self.stores
+    }
+
     fn started(&self) -> jiff::Timestamp {
         self.started
     }
 
     async fn spec(&self, path: &Path, replica_url: Option<&str>) -> anyhow::Result<(DbConfig, Spec)> {
         let Some(url) = replica_url else { bail!("{} is not in the configuration", path.display()) };
-        let replica = litestream_storage::open(&ReplicaConfig::from_url(url)?, Default::default()).await?;
+        let replica = self.stores.open(&ReplicaConfig::from_url(url)?).await?;
         let settings = litestream_replicate::Settings::new(path);
         let spec = Spec { settings, replicas: vec![Target::new(replica, "file")], schedule: None };
         let meta_path = litestream_config::default_meta_path(path);
@@ -57,7 +63,8 @@ impl Host for Process {
 impl Process {
     pub(crate) fn new() -> Arc<Self> {
         let clock = Arc::new(|| Timestamp(jiff::Timestamp::now().as_millisecond()));
-        Arc::new(Self { daemon: Daemon::new(Options::new(clock, "test")), started: jiff::Timestamp::now() })
+        let daemon = Daemon::new(Options::new(clock, "test"));
+        Arc::new(Self { daemon, stores: Stores::default(), started: jiff::Timestamp::now() })
     }
 }
 

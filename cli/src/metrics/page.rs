@@ -2,11 +2,11 @@
 
 use bytes::Bytes;
 use litestream_replicate::daemon::{Phase, Status};
+use litestream_storage::Stores;
 
 use super::families::FAMILIES;
-use super::operations::Operations;
-use super::process;
 use super::text::{Kind, Text};
+use super::{operations, process};
 
 /// How much is written before it is sent.
 const CHUNK: usize = 64 << 10;
@@ -23,11 +23,11 @@ pub(super) struct Page {
 
 impl Page {
     /// Of all databases; without `idle`, only of those that change or that need attention.
-    pub(super) fn new(started: jiff::Timestamp, mut all: Vec<Status>, operations: &mut Operations, idle: bool) -> Self {
+    pub(super) fn new(started: jiff::Timestamp, mut all: Vec<Status>, stores: &Stores, idle: bool) -> Self {
         let mut text = Text::default();
         process::write(&mut text, started);
         count(&all, &mut text);
-        operations.write(&all, &mut text);
+        operations::write(stores, &mut text);
         if !idle {
             all.retain(|status| !rests(status));
         }

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -14,7 +14,6 @@ use hyper::{Method, Request, Response, StatusCode};
 use litestream_replicate::daemon::Status;
 use tokio::net::TcpListener;
 
-use super::operations::Operations;
 use super::page::Page;
 use super::text::CONTENT_TYPE;
 use crate::control::Host;
@@ -54,9 +53,8 @@ impl Server {
         if let Ok(address) = listener.local_addr() {
             tracing::info!("serving metrics at http://{address}/metrics");
         }
-        let operations = Arc::new(Mutex::new(Operations::default()));
         Self(Serving::start(listener, LIMITS, move |request| {
-            let response = respond(&*host, &operations, &request);
+            let response = respond(&*host, &request);
             async move { response }
         }))
     }
@@ -67,14 +65,14 @@ impl Server {
     }
 }
 
-fn respond<H: Host>(host: &H, operations: &Mutex<Operations>, request: &Request<Incoming>) -> Response<Body> {
+fn respond<H: Host>(host: &H, request: &Request<Incoming>) -> Response<Body> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut response = serving::answer(StatusCode::METHOD_NOT_ALLOWED, PLAIN, "method not allowed\n");
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
     match request.uri().path() {
-        "/metrics" => metrics(host, operations, wants_idle(request.uri().query())),
+        "/metrics" => metrics(host, wants_idle(request.uri().query())),
         "/" => serving::answer(StatusCode::OK, PLAIN, "litestream: metrics are at /metrics, health at /healthz\n"),
         "/healthz" => health(&host.daemon().status()),
         _ => serving::answer(StatusCode::NOT_FOUND, PLAIN, "not found: there are /metrics and /healthz\n"),
@@ -92,9 +90,8 @@ fn health(all: &[Status]) -> Response<Body> {
     serving::answer(StatusCode::OK, PLAIN, format!("ok\ndatabases {}\nin trouble {wrong}\n", all.len()))
 }
 
-fn metrics<H: Host>(host: &H, operations: &Mutex<Operations>, idle: bool) -> Response<Body> {
-    let operations = &mut operations.lock().unwrap_or_else(PoisonError::into_inner);
-    let page = Page::new(host.started(), host.daemon().status(), operations, idle);
+fn metrics<H: Host>(host: &H, idle: bool) -> Response<Body> {
+    let page = Page::new(host.started(), host.daemon().status(), host.stores(), idle);
     let frames = page.map(|chunk| Ok::<_, Infallible>(Frame::data(chunk)));
     let mut response = Response::new(StreamBody::new(stream::iter(frames)).boxed_unsync());
     response.headers_mut().insert(hyper::header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));

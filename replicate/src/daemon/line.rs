@@ -75,7 +75,6 @@ struct State {
     uploads: u64,
     bytes: u64,
     errors: u64,
-    upload_time: Duration,
     worst: (Duration, Option<Instant>),
 }
 
@@ -124,7 +123,7 @@ impl State {
     }
 
     /// A file is there; put just now, or before.
-    fn sent(&mut self, job: &Job, file: Option<FileInfo>, started: Instant) {
+    fn sent(&mut self, job: &Job, file: Option<FileInfo>) {
         let txid = job.staged.txid;
         self.reached = self.reached.max(Some(txid));
         if self.queue.front().is_some_and(|front| front.staged.txid == txid) {
@@ -134,7 +133,6 @@ impl State {
             tracing::debug!(key = file.key(), bytes = file.size(), "uploaded");
             self.uploads += 1;
             self.bytes += file.size();
-            self.upload_time += started.elapsed();
             self.put.push(file);
         }
         let lag = job.since.elapsed();
@@ -365,20 +363,19 @@ impl Line {
             }
             let permits = if until.is_some() { &shared.retries } else { &shared.uploads };
             let Ok(permit) = permits.acquire().await else { return };
-            let started = Instant::now();
             let sent = match &job {
                 Some(job) => Box::pin(self.send(&job.staged, &shared.options)).await,
                 None => Box::pin(self.catch_up()).await.map(|()| None),
             };
             drop(permit);
-            self.note(job.as_ref(), sent, started, &shared.options);
+            self.note(job.as_ref(), sent, &shared.options);
             if let Some(job) = job.filter(|job| self.is_past(job.staged.txid)) {
                 done(&job.staged);
             }
         }
     }
 
-    fn note(&self, job: Option<&Job>, sent: Result<Option<FileInfo>, Trouble>, started: Instant, options: &Options) {
+    fn note(&self, job: Option<&Job>, sent: Result<Option<FileInfo>, Trouble>, options: &Options) {
         let url = self.target.replica.url();
         let mut state = self.state();
         match sent {
@@ -387,7 +384,7 @@ impl Line {
                     tracing::info!(%url, "the replica answers again");
                 }
                 if let Some(job) = job {
-                    state.sent(job, file, started);
+                    state.sent(job, file);
                 }
                 if state.queue.is_empty() {
                     state.last_sync = Some((options.clock)());
@@ -523,7 +520,6 @@ impl Line {
                 uploads: state.uploads,
                 bytes: state.bytes,
                 errors: state.errors,
-                upload_time: state.upload_time,
                 worst_lag: if fresh { state.worst.0 } else { Duration::ZERO },
                 requests: self.target.replica.stats(),
             },

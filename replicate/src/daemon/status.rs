@@ -126,8 +126,6 @@ pub struct ReplicaCounters {
     pub bytes: u64,
     /// Uploads that failed.
     pub errors: u64,
-    /// The time that uploads took.
-    pub upload_time: Duration,
     /// The longest that a commit waited, from when it was noticed until it was durable, in the last minute or since the start.
     pub worst_lag: Duration,
     /// All requests.

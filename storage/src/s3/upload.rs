@@ -15,6 +15,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::{S3Backend, TIME, answer, keys};
 use crate::backend::{Body, Precondition, PutOptions};
+use crate::meter::Operation;
 use crate::replica::{MIN_UPLOAD_RATE, Replica, read_body};
 use crate::retry::{Leave, within};
 use crate::{Error, Kind, ObjectInfo, Result};
@@ -115,7 +116,7 @@ impl Upload {
     async fn abort(backend: S3Backend, key: String, id: String) {
         let outcome = backend
             .retry
-            .run("abort the upload of", &key, |attempt, patience| {
+            .run(Operation::Abort, &key, |attempt, patience| {
                 let abort = backend.client(attempt).abort_multipart_upload();
                 let abort = abort.bucket(&backend.bucket).key(&key).upload_id(&id);
                 let (backend, key) = (&backend, &key);
@@ -178,7 +179,7 @@ impl S3Backend {
         let begun = in_background(async move {
             let retry = &backend.retry;
             let id = retry
-                .run("write", &key, |attempt, patience| {
+                .run(Operation::Put, &key, |attempt, patience| {
                     let create = if before + attempt == 0 { first.clone() } else { again.clone() };
                     let (backend, key) = (&backend, &key);
                     let given_up = attempt > 0 && still_wanted.strong_count() == 0;
@@ -219,7 +220,7 @@ impl S3Backend {
         let slow = part_time(bytes.len() as u64, self.settings.concurrency);
         let retry = &self.retry;
         retry
-            .run_with("write", &upload.key, &Leave::of(slow), |attempt, patience| {
+            .run_with(Operation::Put, &upload.key, &Leave::of(slow), |attempt, patience| {
                 let part = self.client(attempt).upload_part().bucket(&self.bucket).key(&upload.key);
                 let part = part.upload_id(&upload.id).part_number(number);
                 let part = with_customer_key!(part, &self.settings).body(ByteStream::from(bytes.clone()));
@@ -251,7 +252,7 @@ impl S3Backend {
         let ambiguous = AtomicBool::new(false);
         let outcome = self
             .retry
-            .run_with("write", key, &Leave::of(ASSEMBLY), |attempt, patience| {
+            .run_with(Operation::Put, key, &Leave::of(ASSEMBLY), |attempt, patience| {
                 let complete = self.client(options.attempt + attempt).complete_multipart_upload();
                 let complete = complete.bucket(&self.bucket).key(key).upload_id(&upload.id);
                 let complete = complete.multipart_upload(parts.clone());

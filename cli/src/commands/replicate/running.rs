@@ -229,6 +229,10 @@ impl Host for Running {
         &self.daemon
     }
 
+    fn stores(&self) -> &Stores {
+        &self.stores
+    }
+
     fn started(&self) -> Timestamp {
         self.started
     }
