@@ -20,6 +20,9 @@ use crate::Digest;
 
 /// How long a replica has to hold what it is to be compared with.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How often, and after what pause, a replica is restored until it counts as damaged.
+const TRIES: u32 = 3;
+const PAUSE: Duration = Duration::from_secs(1);
 /// How many pages are named that differ.
 const NAMED: usize = 8;
 
@@ -123,7 +126,16 @@ impl Database {
         remove(&folder).map_err(failed)?;
         crate::files::create_folder(&folder).map_err(failed)?;
         let options = RestoreOptions { target: Moment::Txid(txid), ..RestoreOptions::default() };
-        let outcome = match Box::pin(restore(&line.target.replica, &path, &options)).await {
+        let mut restored = Box::pin(restore(&line.target.replica, &path, &options)).await;
+        for _ in 1..TRIES {
+            if !restored.as_ref().is_err_and(is_damage) {
+                break;
+            }
+            // What is really damaged stays so; what was merged and deleted just then does not.
+            tokio::time::sleep(PAUSE).await;
+            restored = Box::pin(restore(&line.target.replica, &path, &options)).await;
+        }
+        let outcome = match restored {
             Ok(_) => {
                 let digest = digest.clone();
                 let compared = blocking(move || {

@@ -255,11 +255,21 @@ impl Driver {
             }
         }
         if reachable == 0 {
-            return Err(NotTaken::Other(if why.is_empty() {
-                "another writer went on in every replica; see that only one writes them, then start it again".to_owned()
-            } else {
-                format!("cannot ask the replica what it holds: {why}")
-            }));
+            // Rather than to leave the log to its fate until one of them answers: what is known here is gone on from, and proves right or wrong
+            // before anything is uploaded.
+            match left {
+                _ if why.is_empty() => {
+                    let why =
+                        "another writer went on in every replica; see that only one writes them, then start it again";
+                    return Err(NotTaken::Other(why.to_owned()));
+                }
+                None => return Err(NotTaken::Other(format!("cannot ask the replica what it holds: {why}"))),
+                Some(left) => {
+                    tracing::warn!(path = %database.path().display(), why, "no replica answers; what is committed is kept here");
+                    newest = Some(Newest { txid: left.txid, checksum: None, time: None });
+                    database.lines.iter().filter(|line| !line.is_fenced()).for_each(|line| line.suppose(&why));
+                }
+            }
         }
         let mut file = None;
         if let Some(newest) = newest.filter(|newest| left.is_none_or(|left| left.txid < newest.txid)) {
@@ -467,7 +477,12 @@ impl Driver {
         }
         let watch = resting.watch();
         let mut face = self.database.face();
-        let wanted = face.ending || face.asked > face.answered || face.snapshot.is_some() || face.drill;
+        // Whoever wants something from here on finds no driver, and begins one.
+        let wanted = face.ending
+            || face.asked > face.answered
+            || face.snapshot.is_some()
+            || face.drill
+            || lines.iter().any(|line| line.needs_base() || line.wants_anew());
         let held = Held::Resting(Box::new(resting), kept);
         let Ok(watch) = watch else {
             self.held = held;

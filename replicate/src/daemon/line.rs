@@ -65,6 +65,8 @@ struct State {
     proof: Option<Timestamp>,
     failing: Option<Failing>,
     fenced: Option<String>,
+    /// Whether what it holds was supposed, as it did not answer.
+    supposed: bool,
     /// Whether it lacks what comes before the queue.
     needs_base: bool,
     /// Whether a snapshot is wanted beside the next file that holds all.
@@ -107,6 +109,8 @@ enum Trouble {
     /// It may pass.
     Failed(String),
     Fenced(String),
+    /// It holds something else than was supposed.
+    Mistaken(String),
     Missing,
 }
 
@@ -228,21 +232,31 @@ impl Line {
         let txid = newest.map_or(Txid::ZERO, |newest| newest.txid);
         let theirs = newest.and_then(|newest| newest.checksum);
         let ours = state.queue.iter().find(|job| job.staged.txid == txid).map(|job| job.staged.checksum);
-        if txid > state.queued {
-            return Err(Trouble::Fenced(format!("it holds transaction {txid}, of which nothing is known here")));
-        }
-        if theirs.zip(ours).is_some_and(|(theirs, ours)| theirs != ours) {
-            return Err(Trouble::Fenced(format!("its transaction {txid} is another one than ours")));
-        }
-        state.reached = Some(txid);
-        Ok(())
+        let why = match () {
+            () if txid > state.queued => format!("it holds transaction {txid}, of which nothing is known here"),
+            () if theirs.zip(ours).is_some_and(|(theirs, ours)| theirs != ours) => {
+                format!("its transaction {txid} is another one than ours")
+            }
+            () => {
+                (state.reached, state.supposed) = (Some(txid), false);
+                return Ok(());
+            }
+        };
+        Err(if state.supposed { Trouble::Mistaken(why) } else { Trouble::Fenced(why) })
     }
 
     /// Forgets what is known of the replica, and that another writer was there: it is asked again.
     pub(crate) fn forget(&self) {
         let mut state = self.state();
         (state.reached, state.fenced, state.failing) = (None, None, None);
-        (state.needs_base, state.page_size) = (false, None);
+        (state.needs_base, state.supposed, state.page_size) = (false, false, None);
+    }
+
+    /// Supposes that it holds what we know of, or less: it does not answer, and is asked again before anything is uploaded.
+    pub(crate) fn suppose(&self, why: &str) {
+        let (mut state, since) = (self.state(), Instant::now());
+        state.supposed = true;
+        state.failing = Some(Failing { since, why: why.to_owned(), until: since + PAUSE.0 });
     }
 
     /// Empties the queue, and fills it with what is still to go there of what was captured up to a TXID.
@@ -317,9 +331,10 @@ impl Line {
         self.state().fenced.is_some()
     }
 
-    /// Whether it is to be gone on with although another writer has been there.
+    /// Whether it is to be asked anew and gone on with, although another writer has been there.
     pub(crate) fn wants_anew(&self) -> bool {
-        self.target.auto_recover && self.is_fenced()
+        let state = self.state();
+        state.fenced.is_some() && (self.target.auto_recover || state.supposed)
     }
 
     pub(crate) fn needs_base(&self) -> bool {
@@ -394,6 +409,12 @@ impl Line {
             Err(Trouble::Fenced(why)) => {
                 tracing::error!(%url, why, "another writer went on: uploading has stopped");
                 state.errors += 1;
+                state.queue.clear();
+                state.failing = None;
+                state.fenced = Some(why);
+            }
+            Err(Trouble::Mistaken(why)) => {
+                tracing::warn!(%url, "the replica answers again: {why}; it is gone on with behind that");
                 state.queue.clear();
                 state.failing = None;
                 state.fenced = Some(why);

@@ -3,6 +3,7 @@
 
 mod drills;
 mod keeps_small;
+mod offline;
 mod replicas;
 mod site;
 mod survives;
