@@ -108,8 +108,12 @@ impl Scene {
             subjects.push(Subject { url: store.url(name), path, kind, actors });
         }
         let databases: Vec<_> = subjects.iter().map(|subject| (subject.path.clone(), subject.url.clone())).collect();
-        let daemon =
-            Daemon::new(ours, folder.path(), &databases, options.outage.map(|_| outage::free_address()).transpose()?)?;
+        let daemon = Daemon::new(
+            ours,
+            folder.path(),
+            &databases,
+            options.outage.map(|_| crate::metrics::free_address()).transpose()?,
+        )?;
         let (due, app_kills, restores, quiet_starts) = (Instant::now(), 0, 0, 0);
         Ok(Self { options, folder, store, restorers, daemon, subjects, random, due, app_kills, restores, quiet_starts })
     }

@@ -222,7 +222,7 @@ shutdown-sync-timeout: 10s
 
     /// What it tells of itself in numbers.
     pub(super) fn metrics(&self) -> Result<String> {
-        super::outage::get(self.metrics.as_deref().context("there are no metrics")?)
+        crate::metrics::get(self.metrics.as_deref().context("there are no metrics")?)
     }
 
     /// Ends it for good, and keeps its last logs in the folder.
