@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::store::Store;
@@ -16,8 +16,22 @@ use crate::process::{Process, run, tail, wait_until};
 const ANSWER: Duration = Duration::from_secs(60);
 /// So long after a signal it is killed.
 const LONGEST_END: Duration = Duration::from_secs(15);
+/// How often each database is drilled: restored by the daemon, and compared.
+const DRILLS: Duration = Duration::from_secs(3);
 /// The end of so many lives is kept for whoever looks for the cause of a failure.
 const REMEMBERED: usize = 4;
+
+/// What a line says that must never be.
+const ALARMS: [&str; 6] = [
+    "panicked",
+    "a part of the program failed",
+    "cannot follow",
+    "another writer went on",
+    "DRILL FAILED",
+    "cannot start a thread",
+];
+/// What a line says of a drill that has passed.
+const DRILLED: &str = "drill passed";
 
 /// The daemon: running, ending after a signal, or dead.
 pub(super) struct Daemon {
@@ -39,8 +53,10 @@ pub(super) struct Told {
     pub(super) kills: u32,
     pub(super) signals: u32,
     /// Why all of a database was captured, and how often.
-    snapshots: BTreeMap<String, u32>,
-    /// Lines that must never be.
+    pub(super) snapshots: BTreeMap<String, u32>,
+    /// How many drills have passed.
+    pub(super) drills: u32,
+    /// Lines that must never be. Nothing that the soak does makes a replica another database than the live one, so no drill may fail either.
     pub(super) alarms: Vec<String>,
 }
 
@@ -55,8 +71,8 @@ impl Told {
             if line.contains("new snapshot") {
                 *self.snapshots.entry(reason(line)).or_default() += 1;
             }
-            let alarm = ["panicked", "a part of the program failed", "cannot follow", "another writer went on"];
-            if alarm.iter().any(|alarm| line.contains(alarm)) {
+            self.drills += u32::from(line.contains(DRILLED));
+            if ALARMS.iter().any(|alarm| line.contains(alarm)) {
                 self.alarms.push(line.to_owned());
             }
         }
@@ -66,7 +82,8 @@ impl Told {
 impl std::fmt::Display for Told {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { starts, kills, signals, .. } = self;
-        write!(f, "{starts} starts, {kills} kills, {signals} signals, {} snapshots", self.snapshots())?;
+        let (drills, snapshots) = (self.drills, self.snapshots());
+        write!(f, "{starts} starts, {kills} kills, {signals} signals, {drills} drills, {snapshots} snapshots")?;
         self.snapshots.iter().try_for_each(|(why, times)| write!(f, "\n  {times:>5} × {why}"))
     }
 }
@@ -101,8 +118,10 @@ snapshot: {{interval: 20s, retention: 60s}}
 l0-retention: 5s
 l0-retention-check-interval: 2s
 shutdown-sync-timeout: 10s
+validation: {{interval: {}s}}
 ",
-            socket.display()
+            socket.display(),
+            DRILLS.as_secs()
         );
         if let Some(addr) = &addr {
             let _ = writeln!(yaml, "addr: '{addr}'");
@@ -225,6 +244,21 @@ shutdown-sync-timeout: 10s
         crate::metrics::get(self.metrics.as_deref().context("there are no metrics")?)
     }
 
+    /// Waits until the daemon, which nobody kills meanwhile, has drilled a database and found its replica to be the same.
+    pub(super) fn wait_for_drill(&mut self, database: &Path, most: Duration) -> Result<()> {
+        let path = database.to_str().context("the path is no text")?;
+        let process = self.running.as_mut().context("no daemon runs")?;
+        let said = |log: &str, what: &str| log.lines().any(|line| line.contains(what) && line.contains(path));
+        wait_until(&format!("{path} to be drilled"), most, || {
+            if let Some(status) = process.ended()? {
+                bail!("the daemon has ended by itself ({status}):\n{}", tail(&process.log(), 30));
+            }
+            let log = process.log();
+            // Whether one has failed is judged with the other alarms.
+            Ok((said(&log, DRILLED) || said(&log, "DRILL FAILED")).then_some(()))
+        })
+    }
+
     /// Ends it for good, and keeps its last logs in the folder.
     pub(super) fn end(&mut self) -> Result<()> {
         self.kill();
@@ -238,6 +272,15 @@ shutdown-sync-timeout: 10s
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn drills_are_counted_and_their_alarms_heard() {
+        let mut told = Told::default();
+        told.read(
+            "level=INFO msg=\"drill passed: restored, and the same\" path=/a\nlevel=ERROR msg=\"DRILL FAILED; taking a new snapshot\" path=/b\n",
+        );
+        assert_eq!((told.drills, told.alarms.len(), told.snapshots()), (1, 1, 1));
+    }
 
     #[test]
     fn reasons_are_the_same_whatever_the_numbers() {
