@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::store::Store;
@@ -118,10 +118,8 @@ snapshot: {{interval: 20s, retention: 60s}}
 l0-retention: 5s
 l0-retention-check-interval: 2s
 shutdown-sync-timeout: 10s
-validation: {{interval: {}s}}
 ",
-            socket.display(),
-            DRILLS.as_secs()
+            socket.display()
         );
         if let Some(addr) = &addr {
             let _ = writeln!(yaml, "addr: '{addr}'");
@@ -134,8 +132,9 @@ validation: {{interval: {}s}}
     checkpoint-interval: 5s
     min-checkpoint-page-count: 300
     truncate-page-n: 3000
-    replica: {{url: '{url}', sync-interval: 100ms}}",
-                database.display()
+    replica: {{url: '{url}', sync-interval: 100ms, validation-interval: {}s}}",
+                database.display(),
+                DRILLS.as_secs()
             );
         }
         std::fs::write(&config, yaml)?;
@@ -250,13 +249,12 @@ validation: {{interval: {}s}}
         let process = self.running.as_mut().context("no daemon runs")?;
         let said = |log: &str, what: &str| log.lines().any(|line| line.contains(what) && line.contains(path));
         wait_until(&format!("{path} to be drilled"), most, || {
-            if let Some(status) = process.ended()? {
-                bail!("the daemon has ended by itself ({status}):\n{}", tail(&process.log(), 30));
-            }
-            let log = process.log();
+            let (ended, log) = (process.ended()?, process.log());
+            ensure!(ended.is_none(), "the daemon has ended by itself ({})", ended.unwrap_or_default());
             // Whether one has failed is judged with the other alarms.
             Ok((said(&log, DRILLED) || said(&log, "DRILL FAILED")).then_some(()))
         })
+        .with_context(|| format!("the daemon's log ends with:\n{}", tail(&process.log(), 30)))
     }
 
     /// Ends it for good, and keeps its last logs in the folder.
@@ -273,13 +271,30 @@ validation: {{interval: {}s}}
 mod tests {
     use super::*;
 
+    const PASSED: &str = "time=2026-11-28T13:37:13.369Z level=INFO msg=\"drill passed: restored, and the same\" path=/a/a.db url=file:///r txid=000000000000001f pages=6855";
+    const FAILED: &str = "time=2026-11-28T13:37:14.369Z level=ERROR msg=\"DRILL FAILED; taking a new snapshot\" path=/a/b.db url=file:///r what=\"it is another\"";
+
     #[test]
     fn drills_are_counted_and_their_alarms_heard() {
         let mut told = Told::default();
-        told.read(
-            "level=INFO msg=\"drill passed: restored, and the same\" path=/a\nlevel=ERROR msg=\"DRILL FAILED; taking a new snapshot\" path=/b\n",
-        );
-        assert_eq!((told.drills, told.alarms.len(), told.snapshots()), (1, 1, 1));
+        told.read(&format!("{PASSED}\n{FAILED}\n"));
+        assert_eq!((told.drills, told.alarms, told.snapshots.len()), (1, vec![FAILED.to_owned()], 1));
+    }
+
+    #[test]
+    fn a_drill_is_waited_for_by_the_databases_path_while_the_daemon_lives() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut daemon = Daemon::new(Path::new("sh"), folder.path(), &[], None).unwrap();
+        let mut wait = |script: &str, path: &str, most: Duration| {
+            daemon.running = Some(Process::spawn("sh", Command::new("sh").args(["-c", script])).unwrap());
+            daemon.wait_for_drill(Path::new(path), most).map_err(|error| format!("{error:#}"))
+        };
+        let lives = format!("printf '%s\\n' '{PASSED}' '{FAILED}'; exec sleep 600");
+        assert_eq!((wait(&lives, "/a/a.db", ANSWER), wait(&lives, "/a/b.db", ANSWER)), (Ok(()), Ok(())));
+        let never = wait(&lives, "/a/c.db", Duration::ZERO).unwrap_err();
+        assert!(never.contains("in vain for: /a/c.db to be drilled"), "{never}");
+        let dead = wait("echo oh no; exit 3", "/a/a.db", ANSWER).unwrap_err();
+        assert!(dead.contains("has ended by itself (exit status: 3)") && dead.contains("oh no"), "{dead}");
     }
 
     #[test]
