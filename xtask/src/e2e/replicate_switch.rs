@@ -74,12 +74,13 @@ fn turns(world: &World, folder: &Path, database: &Path, url: &str, writer: &Writ
     let config = config(folder, &format!("{GLOBAL}\naddr: '{}'", scene.address), &[(database, url)])?;
     for turn in 0..TURNS {
         scene.litestream().with_context(|| format!("litestream's turn {turn}"))?;
-        scene.ours(&config, 0).with_context(|| format!("our turn {turn}, after litestream's"))?;
-        scene.ours(&config, 0).with_context(|| format!("our turn {turn}, after our own"))?;
+        // The next one is ours, too.
+        scene.ours(&config, 0, true).with_context(|| format!("our turn {turn}, after litestream's"))?;
+        scene.ours(&config, 0, false).with_context(|| format!("our turn {turn}, after our own"))?;
     }
     scene.litestream().context("litestream's last turn")?;
     scene.begin_log_anew()?;
-    scene.ours(&config, 1).context("our last turn, with a log that was begun anew")?;
+    scene.ours(&config, 1, false).context("our last turn, with a log that was begun anew")?;
     Ok(format!(
         "{TURNS} times to ours and back beside {} transactions: after each both restores have all; no snapshot by ours after litestream's turns, nor after its own; one where the log was begun anew",
         writer.written()
@@ -120,13 +121,14 @@ impl Scene<'_> {
         self.writer.some_more()
     }
 
-    /// A turn of ours, in which so many snapshots are made. Once it has begun, the log is not kept any more.
-    fn ours(&self, config: &Path, expected: usize) -> Result<()> {
+    /// A turn of ours, in which so many snapshots are made. Once it has begun, the log is not kept any more, unless from before its end on.
+    fn ours(&self, config: &Path, expected: usize, keeps_log: bool) -> Result<()> {
         let daemon = Ours::start(self.world, config)?;
         let before = self.writer.written();
         daemon.sync(self.database)?;
         self.writer.keeps_log.store(false, Ordering::SeqCst);
         judge(self.world, self.url, before).context("after a sync")?;
+        self.writer.keeps_log.store(keeps_log, Ordering::SeqCst);
         self.writer.some_more()?;
         let before = self.writer.written();
         let told = metrics::get(&self.address)?;
