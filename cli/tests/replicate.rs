@@ -24,7 +24,12 @@ impl Drop for Daemon {
 
 impl Daemon {
     fn start(arguments: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_litestream"))
+        Self::spawn(Command::new(env!("CARGO_BIN_EXE_litestream")), arguments)
+    }
+
+    /// The same by a command that becomes the daemon.
+    fn spawn(mut command: Command, arguments: &[&str]) -> Self {
+        let mut child = command
             .arg("replicate")
             .args(arguments)
             .env("LITESTREAM_CONFIG", "")
@@ -56,6 +61,20 @@ impl Daemon {
             seen.push(line);
         }
         panic!("no line says {part:?}: {seen:#?}");
+    }
+
+    /// All lines that are left, once it has ended.
+    #[track_caller]
+    fn rest(&self) -> Vec<String> {
+        let deadline = Instant::now() + DEADLINE;
+        let mut rest = Vec::new();
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => rest.push(line),
+                Err(mpsc::RecvTimeoutError::Disconnected) => return rest,
+                Err(mpsc::RecvTimeoutError::Timeout) => panic!("somebody still has its output: {rest:#?}"),
+            }
+        }
     }
 
     fn signal(&self, name: &str) {
@@ -102,22 +121,25 @@ fn a_signal_brings_replicas_up_to_date_and_is_no_failure() {
 fn what_nohup_ignores_is_ignored() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(folder.path(), "dbs: []");
-    let binary = env!("CARGO_BIN_EXE_litestream");
-    let script = format!(
-        "trap '' HUP; {binary} replicate -config {config} 2>log & pid=$!
-         until grep -q msg=litestream log; do :; done
-         kill -HUP $pid; kill -TERM $pid; wait $pid; grep -c 'hung up' log; grep -c terminated log"
-    );
-    let output = Command::new("sh").args(["-c", &script]).current_dir(folder.path()).output().unwrap();
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), "0\n1\n");
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_litestream")]);
+    let mut daemon = Daemon::spawn(command, &["-config", &config]);
+    daemon.line("msg=litestream");
+    daemon.signal("-HUP");
+    daemon.signal("-TERM");
+    assert_eq!(daemon.end().code(), Some(0));
+    let rest = daemon.rest();
+    let said = |part: &str| rest.iter().filter(|line| line.contains(part)).count();
+    assert_eq!((said("hung up"), said("terminated")), (0, 1), "{rest:#?}");
 }
 
 #[test]
 fn signals_are_the_childs_and_its_code_is_ours() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(folder.path(), "dbs: []");
-    let script =
-        "sh -c 'trap \"echo hup >&2\" HUP; trap \"exit 9\" TERM; echo ready >&2; while :; do sleep 0.02; done'";
+    // It ends by itself, should nobody end it.
+    let script = "sh -c 'trap \"echo hup >&2\" HUP; trap \"exit 9\" TERM; echo ready >&2
+        i=0; while [ $i -lt 3000 ]; do i=$((i + 1)); sleep 0.02; done'";
     let mut daemon = Daemon::start(&["-config", &config, "-exec", script]);
     daemon.line("ready");
     daemon.signal("-HUP");

@@ -10,6 +10,7 @@ mod e2e;
 mod fixtures;
 mod fuzz;
 mod litestream;
+mod metrics;
 mod minio;
 mod process;
 mod soak;

@@ -99,6 +99,15 @@ impl Process {
         Ok(self.child.try_wait()?)
     }
 
+    /// # Errors
+    /// It has ended; the error carries the end of its log.
+    pub(crate) fn ensure_alive(&mut self, when: &str) -> Result<()> {
+        match self.child.try_wait()? {
+            None => Ok(()),
+            Some(status) => Err(anyhow!("{} has ended ({status}) {when}", self.name)).with_context(|| self.log_tail()),
+        }
+    }
+
     /// Sends a signal, and does not wait.
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("the child has no process id")?;
@@ -193,6 +202,16 @@ mod tests {
         let error = process.wait_until("good news", Duration::from_secs(10), || Ok(None::<()>)).unwrap_err();
         let text = format!("{error:#}");
         assert!(text.contains("oh no") && text.contains("exit status: 3") && text.contains("good news"), "{text}");
+    }
+
+    #[test]
+    fn a_process_that_has_ended_is_not_alive() {
+        let mut process = Process::spawn("sleep", Command::new("sleep").arg("600")).unwrap();
+        process.ensure_alive("at once").unwrap();
+        let mut process = Process::spawn("sh", Command::new("sh").args(["-c", "echo oh no >&2; exit 3"])).unwrap();
+        process.wait(Duration::from_secs(10)).unwrap();
+        let text = format!("{:#}", process.ensure_alive("while it was measured").unwrap_err());
+        assert!(text.contains("oh no") && text.contains("exit status: 3") && text.contains("measured"), "{text}");
     }
 
     #[test]

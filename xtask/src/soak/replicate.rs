@@ -1,5 +1,6 @@
 //! Our daemon beside applications that write at full speed, checkpoint as they like and are killed at any instant, while it is killed itself every
-//! few seconds and started again. At each pause the restores, ours and real Litestream's, must be the databases, to the byte.
+//! few seconds and started again. At each pause the restores, ours and real Litestream's, must be the databases, to the byte. In the end each database
+//! must have passed a drill, nothing in all the daemon's logs may be an alarm, and enough must have happened.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,11 +17,13 @@ use crate::tools::Tools;
 use actor::Actor;
 use app::Kind;
 use daemon::Daemon;
+use happened::Happened;
 use store::{Restorers, Store};
 
 mod actor;
 mod app;
 mod daemon;
+mod happened;
 mod outage;
 mod store;
 
@@ -32,6 +35,8 @@ const GRACE: Duration = Duration::from_secs(60);
 const TICK: std::ops::Range<u64> = 50..500;
 /// The share of requests that go wrong, where any do.
 const FAULTY: f64 = 0.05;
+/// How long the last drills may take: a replica has two minutes to hold what it is compared with.
+const LAST_DRILLS: Duration = Duration::from_secs(150);
 /// For how long nobody may replicate, in milliseconds.
 const DOWN: std::ops::Range<u64> = 0..1_500;
 
@@ -59,15 +64,20 @@ struct Subject {
 pub(super) fn replicate(ours: &Path, options: Options, tally: &mut Tally) -> Result<()> {
     let mut scene = Scene::new(ours, options)?;
     let start = Instant::now();
+    let mut failed = false;
     for number in 1_u32.. {
         let outcome = scene.round(number);
-        let failed = outcome.is_err();
+        failed = outcome.is_err();
+        scene.happened.pauses += u32::from(!failed);
         tally.add(&format!("replicate, pause {number}"), outcome);
         if failed || start.elapsed() >= options.time {
-            scene.end(failed)?;
             break;
         }
     }
+    let outcome = scene.judge_whole(failed);
+    failed |= outcome.is_err();
+    tally.add("replicate, all of it", outcome);
+    scene.leave(failed);
     Ok(())
 }
 
@@ -80,9 +90,7 @@ struct Scene {
     random: fastrand::Rng,
     /// When a daemon that is down is to be started.
     due: Instant,
-    app_kills: u32,
-    restores: u32,
-    quiet_starts: u32,
+    happened: Happened,
     // Dropped after those who write there.
     folder: tempfile::TempDir,
 }
@@ -108,10 +116,14 @@ impl Scene {
             subjects.push(Subject { url: store.url(name), path, kind, actors });
         }
         let databases: Vec<_> = subjects.iter().map(|subject| (subject.path.clone(), subject.url.clone())).collect();
-        let daemon =
-            Daemon::new(ours, folder.path(), &databases, options.outage.map(|_| outage::free_address()).transpose()?)?;
-        let (due, app_kills, restores, quiet_starts) = (Instant::now(), 0, 0, 0);
-        Ok(Self { options, folder, store, restorers, daemon, subjects, random, due, app_kills, restores, quiet_starts })
+        let daemon = Daemon::new(
+            ours,
+            folder.path(),
+            &databases,
+            options.outage.map(|_| crate::metrics::free_address()).transpose()?,
+        )?;
+        let (due, happened) = (Instant::now(), Happened::default());
+        Ok(Self { options, folder, store, restorers, daemon, subjects, random, due, happened })
     }
 
     /// From one pause to the next, and that one.
@@ -166,7 +178,7 @@ impl Scene {
             if kill && number == which {
                 actor.kill()?;
                 actor.again(seed)?;
-                self.app_kills += 1;
+                self.happened.app_kills += 1;
             }
         }
         self.subjects.iter_mut().flat_map(|subject| &mut subject.actors).try_for_each(Actor::check)
@@ -178,7 +190,7 @@ impl Scene {
             let durable: Vec<u64> = subject.actors.iter().map(|actor| actor.durable).collect();
             let output = self.folder.path().join("meanwhile.db");
             self.restorers.ours(&self.store, &subject.url, &output)?;
-            self.restores += 1;
+            self.happened.restores += 1;
             let found = app::counts(&Connection::open(&output)?, subject.kind)?;
             std::fs::remove_file(&output)?;
             let name = subject.path.display();
@@ -216,7 +228,7 @@ impl Scene {
         for (subject, txid) in self.subjects.iter_mut().zip(txids) {
             let name = subject.path.display().to_string();
             let counts = subject.judge(&self.restorers, &self.store, &places, &txid).with_context(|| name)?;
-            self.restores += 2;
+            self.happened.restores += 2;
             for (actor, count) in subject.actors.iter_mut().zip(counts) {
                 actor.durable = count;
             }
@@ -245,23 +257,34 @@ impl Scene {
         for ((subject, before), empty) in self.subjects.iter().zip(before).zip(empty) {
             let after = self.daemon.sync(&subject.path)?;
             ensure!(empty || after == before, "{}: TXID {before} became {after}", subject.path.display());
-            self.quiet_starts += u32::from(!empty);
+            self.happened.quiet_starts += u32::from(!empty);
         }
         Ok(())
     }
 
-    fn end(mut self, failed: bool) -> Result<()> {
+    /// What can be judged only in the end. Of a soak that has failed, which ended early, it is not asked whether enough has happened.
+    fn judge_whole(&mut self, failed: bool) -> Result<()> {
+        let drilled = if failed { Ok(()) } else { self.last_drills().context("in the end") };
         self.daemon.end()?;
-        let committed = self.committed();
-        println!(
-            "replicate: {committed} transactions, {} applications killed, {} restores, {} times taken up with nothing to capture; the daemon: {}",
-            self.app_kills, self.restores, self.quiet_starts, self.daemon.told
-        );
+        self.happened.transactions = self.committed();
+        println!("replicate: {}; the daemon: {}", self.happened, self.daemon.told);
+        drilled?;
+        let alarms = &self.daemon.told.alarms;
+        ensure!(alarms.is_empty(), "the daemon says: {}", alarms.join("\n"));
+        if failed { Ok(()) } else { self.happened.judge(&self.options, &self.daemon.told) }
+    }
+
+    /// Each database is drilled while the applications go on and nobody kills the daemon.
+    fn last_drills(&mut self) -> Result<()> {
+        self.daemon.start(&self.store)?;
+        self.subjects.iter().try_for_each(|subject| self.daemon.wait_for_drill(&subject.path, LAST_DRILLS))
+    }
+
+    fn leave(mut self, failed: bool) {
         if failed {
             println!("replicate: what was left is in {}", self.folder.path().display());
             self.folder.disable_cleanup(true);
         }
-        Ok(())
     }
 }
 

@@ -8,12 +8,11 @@ use litestream_fixtures::s3::S3Server;
 use ltx::Decoder;
 use rusqlite::Connection;
 
-use super::{BUCKET, Measurement, Report, Subject, server};
-use crate::process::wait_until;
+use super::{BUCKET, Measurement, Report, Subject, TURN, server};
+use crate::process::{tail, wait_until};
 
-/// How often the application commits when its commits are timed, for how long, and in how many turns.
+/// How often the application commits when its commits are timed, and in how many turns.
 const RATE: u32 = 100;
-const TURN: Duration = Duration::from_secs(20);
 const TURNS: usize = 3;
 /// At which rates it is seen how long a commit takes until it is durable.
 const RATES: [u32; 3] = [1, 100, 1_000];
@@ -52,7 +51,8 @@ pub(super) fn run(report: &mut Report) -> Result<()> {
         }
         let what = format!("a commit's p99 beside ours / alone, synchronous={synchronous}");
         report.at_most("replicate", &what, p99[1] / p99[0], 1.1);
-        report.at_most("replicate", "SQLITE_BUSY beside ours", f64::from(busy[1]), 0.0);
+        let what = format!("SQLITE_BUSY beside ours, synchronous={synchronous}");
+        report.at_most("replicate", &what, f64::from(busy[1]), 0.0);
     }
     for rate in RATES {
         for subject in [&ours, &theirs] {
@@ -106,6 +106,9 @@ fn commits(subject: &Subject, synchronous: &str) -> Result<(Vec<Duration>, u32)>
             Err(error) => return Err(error.into()),
         }
     }
+    if let Some(process) = &mut process {
+        process.ensure_alive("while commits beside it were timed")?;
+    }
     Ok((times, busy))
 }
 
@@ -120,11 +123,11 @@ fn lag(report: &mut Report, subject: &Subject, rate: u32) -> Result<f64> {
     let mut process = process.context("nobody replicates")?;
     let mut seen = Seen { server: &server, prefix: format!("{}/app.db/0000", subject.name()), next: 1, reached: 0 };
     process.wait_until("the first upload", Duration::from_secs(60), || Ok((seen.look()? > 0).then_some(())))?;
-    let count = rate * 20;
+    let count = rate * u32::try_from(TURN.as_secs())?;
     let mut committed = Vec::new();
     let mut lags = Vec::new();
     let begun = Instant::now();
-    let deadline = Duration::from_secs(60);
+    let deadline = 4 * TURN;
     let mut insert = database.prepare("INSERT INTO t (body) VALUES (randomblob(?1))")?;
     while lags.len() < count as usize {
         let number = committed.len() as u32;
@@ -140,14 +143,17 @@ fn lag(report: &mut Report, subject: &Subject, rate: u32) -> Result<f64> {
         while lags.len() < reached.min(committed.len()) {
             lags.push(committed[lags.len()].elapsed());
         }
+        process.ensure_alive("while it was waited until commits are durable")?;
         ensure!(
-            begun.elapsed() < deadline + Duration::from_secs(20),
-            "{}: {} of {count} commits are durable",
+            begun.elapsed() < deadline,
+            "{}: {} of {count} commits are durable; its log ends with:\n{}",
             subject.name(),
-            lags.len()
+            lags.len(),
+            tail(&process.log(), 15)
         );
         std::thread::yield_now();
     }
+    process.ensure_alive("while it was waited until commits are durable")?;
     drop(process);
     let keys: Vec<_> = server.keys(BUCKET).into_iter().filter(|key| key.contains("/0000/")).collect();
     let bytes: usize = keys.iter().filter_map(|key| server.object(BUCKET, key)).map(|object| object.len()).sum();

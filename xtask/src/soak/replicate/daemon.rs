@@ -16,8 +16,22 @@ use crate::process::{Process, run, tail, wait_until};
 const ANSWER: Duration = Duration::from_secs(60);
 /// So long after a signal it is killed.
 const LONGEST_END: Duration = Duration::from_secs(15);
+/// How often each database is drilled: restored by the daemon, and compared.
+const DRILLS: Duration = Duration::from_secs(3);
 /// The end of so many lives is kept for whoever looks for the cause of a failure.
 const REMEMBERED: usize = 4;
+
+/// What a line says that must never be.
+const ALARMS: [&str; 6] = [
+    "panicked",
+    "a part of the program failed",
+    "cannot follow",
+    "another writer went on",
+    "DRILL FAILED",
+    "cannot start a thread",
+];
+/// What a line says of a drill that has passed.
+const DRILLED: &str = "drill passed";
 
 /// The daemon: running, ending after a signal, or dead.
 pub(super) struct Daemon {
@@ -39,8 +53,10 @@ pub(super) struct Told {
     pub(super) kills: u32,
     pub(super) signals: u32,
     /// Why all of a database was captured, and how often.
-    snapshots: BTreeMap<String, u32>,
-    /// Lines that must never be.
+    pub(super) snapshots: BTreeMap<String, u32>,
+    /// How many drills have passed.
+    pub(super) drills: u32,
+    /// Lines that must never be. Nothing that the soak does makes a replica another database than the live one, so no drill may fail either.
     pub(super) alarms: Vec<String>,
 }
 
@@ -55,8 +71,8 @@ impl Told {
             if line.contains("new snapshot") {
                 *self.snapshots.entry(reason(line)).or_default() += 1;
             }
-            let alarm = ["panicked", "a part of the program failed", "cannot follow", "another writer went on"];
-            if alarm.iter().any(|alarm| line.contains(alarm)) {
+            self.drills += u32::from(line.contains(DRILLED));
+            if ALARMS.iter().any(|alarm| line.contains(alarm)) {
                 self.alarms.push(line.to_owned());
             }
         }
@@ -66,7 +82,8 @@ impl Told {
 impl std::fmt::Display for Told {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { starts, kills, signals, .. } = self;
-        write!(f, "{starts} starts, {kills} kills, {signals} signals, {} snapshots", self.snapshots())?;
+        let (drills, snapshots) = (self.drills, self.snapshots());
+        write!(f, "{starts} starts, {kills} kills, {signals} signals, {drills} drills, {snapshots} snapshots")?;
         self.snapshots.iter().try_for_each(|(why, times)| write!(f, "\n  {times:>5} × {why}"))
     }
 }
@@ -115,8 +132,9 @@ shutdown-sync-timeout: 10s
     checkpoint-interval: 5s
     min-checkpoint-page-count: 300
     truncate-page-n: 3000
-    replica: {{url: '{url}', sync-interval: 100ms}}",
-                database.display()
+    replica: {{url: '{url}', sync-interval: 100ms, validation-interval: {}s}}",
+                database.display(),
+                DRILLS.as_secs()
             );
         }
         std::fs::write(&config, yaml)?;
@@ -222,7 +240,21 @@ shutdown-sync-timeout: 10s
 
     /// What it tells of itself in numbers.
     pub(super) fn metrics(&self) -> Result<String> {
-        super::outage::get(self.metrics.as_deref().context("there are no metrics")?)
+        crate::metrics::get(self.metrics.as_deref().context("there are no metrics")?)
+    }
+
+    /// Waits until the daemon, which nobody kills meanwhile, has drilled a database and found its replica to be the same.
+    pub(super) fn wait_for_drill(&mut self, database: &Path, most: Duration) -> Result<()> {
+        let path = database.to_str().context("the path is no text")?;
+        let process = self.running.as_mut().context("no daemon runs")?;
+        let said = |log: &str, what: &str| log.lines().any(|line| line.contains(what) && line.contains(path));
+        wait_until(&format!("{path} to be drilled"), most, || {
+            let (ended, log) = (process.ended()?, process.log());
+            ensure!(ended.is_none(), "the daemon has ended by itself ({})", ended.unwrap_or_default());
+            // Whether one has failed is judged with the other alarms.
+            Ok((said(&log, DRILLED) || said(&log, "DRILL FAILED")).then_some(()))
+        })
+        .with_context(|| format!("the daemon's log ends with:\n{}", tail(&process.log(), 30)))
     }
 
     /// Ends it for good, and keeps its last logs in the folder.
@@ -238,6 +270,32 @@ shutdown-sync-timeout: 10s
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const PASSED: &str = "time=2026-11-28T13:37:13.369Z level=INFO msg=\"drill passed: restored, and the same\" path=/a/a.db url=file:///r txid=000000000000001f pages=6855";
+    const FAILED: &str = "time=2026-11-28T13:37:14.369Z level=ERROR msg=\"DRILL FAILED; taking a new snapshot\" path=/a/b.db url=file:///r what=\"it is another\"";
+
+    #[test]
+    fn drills_are_counted_and_their_alarms_heard() {
+        let mut told = Told::default();
+        told.read(&format!("{PASSED}\n{FAILED}\n"));
+        assert_eq!((told.drills, told.alarms, told.snapshots.len()), (1, vec![FAILED.to_owned()], 1));
+    }
+
+    #[test]
+    fn a_drill_is_waited_for_by_the_databases_path_while_the_daemon_lives() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut daemon = Daemon::new(Path::new("sh"), folder.path(), &[], None).unwrap();
+        let mut wait = |script: &str, path: &str, most: Duration| {
+            daemon.running = Some(Process::spawn("sh", Command::new("sh").args(["-c", script])).unwrap());
+            daemon.wait_for_drill(Path::new(path), most).map_err(|error| format!("{error:#}"))
+        };
+        let lives = format!("printf '%s\\n' '{PASSED}' '{FAILED}'; exec sleep 600");
+        assert_eq!((wait(&lives, "/a/a.db", ANSWER), wait(&lives, "/a/b.db", ANSWER)), (Ok(()), Ok(())));
+        let never = wait(&lives, "/a/c.db", Duration::ZERO).unwrap_err();
+        assert!(never.contains("in vain for: /a/c.db to be drilled"), "{never}");
+        let dead = wait("echo oh no; exit 3", "/a/a.db", ANSWER).unwrap_err();
+        assert!(dead.contains("has ended by itself (exit status: 3)") && dead.contains("oh no"), "{dead}");
+    }
 
     #[test]
     fn reasons_are_the_same_whatever_the_numbers() {

@@ -1,14 +1,13 @@
 //! A store that goes away for a while: requests stay few, everything shows it, and everything goes up afterwards, by itself.
 
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use litestream_fixtures::s3::Down;
 
 use super::Scene;
 use super::daemon::Daemon;
+use crate::metrics::samples;
 use crate::process::wait_until;
 
 /// The most requests a second for each database while the store is down.
@@ -19,11 +18,6 @@ const UNDER_WAY: u64 = 120;
 const SLACK: f64 = 8.0;
 /// By when everything is up again: the longest pause between two tries, and time to upload.
 const BACK: Duration = Duration::from_secs(120);
-
-/// A port that nobody listens on.
-pub(super) fn free_address() -> Result<String> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.to_string())
-}
 
 impl Scene {
     /// The applications go on, and are killed; the daemon lives.
@@ -80,20 +74,4 @@ pub(super) fn wait_for_the_rest(daemon: &mut Daemon) -> Result<()> {
 fn requests(metrics: &str) -> u64 {
     let names = ["litestream_replica_operation_total{", "litestream_replica_operation_retries_total{"];
     names.iter().flat_map(|name| samples(metrics, name)).sum::<f64>() as u64
-}
-
-fn samples<'a>(metrics: &'a str, name: &str) -> impl Iterator<Item = f64> + use<'a> {
-    let name = name.to_owned();
-    metrics.lines().filter(move |line| line.starts_with(&name)).filter_map(|line| line.rsplit_once(' ')?.1.parse().ok())
-}
-
-/// `GET /metrics`.
-pub(super) fn get(address: &str) -> Result<String> {
-    let mut stream = TcpStream::connect(address).context("the metrics do not answer")?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    ensure!(answer.starts_with("HTTP/1.0 200") || answer.starts_with("HTTP/1.1 200"), "the metrics answer {answer}");
-    Ok(answer)
 }
