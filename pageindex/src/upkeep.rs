@@ -57,7 +57,7 @@ pub struct Upkeep {
     /// All files, where nobody else puts or deletes any.
     files: Option<Listing>,
     alone: bool,
-    /// When files that were too young to go will not be any more.
+    /// When files that were too young to go will not be any more, or those that could not be deleted are tried again.
     ripe: Option<Timestamp>,
 }
 
@@ -130,6 +130,10 @@ impl Upkeep {
                 // It was not made after all.
                 done.2 = before.2;
             }
+        }
+        if outcome.is_err() && left.is_empty() {
+            // All was made, but what has to go is still there; a level's turn may never come again.
+            self.ripe = after(now, self.shortest());
         }
         outcome.map(|()| kept)
     }
