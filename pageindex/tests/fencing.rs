@@ -33,7 +33,7 @@ async fn replica(server: &S3Server, attempts: u32) -> Replica {
     let mut config = ReplicaConfig::from_url(&format!("s3://{BUCKET}/db?endpoint={}", server.endpoint())).unwrap();
     config.set("access-key-id", server.access_key()).unwrap();
     config.set("secret-access-key", server.secret_key()).unwrap();
-    let policy = RetryPolicy { attempts, ..RetryPolicy::default() };
+    let policy = RetryPolicy { attempts, first_byte: Duration::from_secs(30), ..RetryPolicy::default() };
     litestream_storage::open(&config, policy).await.unwrap()
 }
 

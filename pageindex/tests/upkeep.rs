@@ -39,7 +39,7 @@ impl Site {
         config.set("access-key-id", server.access_key()).unwrap();
         config.set("secret-access-key", server.secret_key()).unwrap();
         // What fails, fails at once.
-        let policy = RetryPolicy { attempts: 1, ..RetryPolicy::default() };
+        let policy = RetryPolicy { attempts: 1, first_byte: seconds(30), ..RetryPolicy::default() };
         let replica = litestream_storage::open(&config, policy).await.unwrap();
         let scratch = tempfile::tempdir().unwrap();
         Self { server, replica, scratch, now: START, txid: 0, dated: HashSet::new() }
@@ -257,12 +257,12 @@ async fn who_is_alone_lists_once() {
     let mut site = Site::new().await;
     let mut upkeep = Upkeep::alone(eager(), Timestamp(START));
     let mut lists = Vec::new();
-    for _ in 0..10 {
+    for round in 0..10 {
         site.write_many(3, &mut upkeep).await;
         site.wait_for(&upkeep);
         site.server.reset_stats();
         let kept = site.step(&mut upkeep).await;
-        assert_eq!(kept.made, 1);
+        assert_eq!(kept, Kept { made: 1, deleted: if round == 0 { 2 } else { 3 } });
         lists.push(site.server.stats().count(Operation::ListObjectsV2));
     }
     assert!(lists[0] > 0 && lists[1..].iter().all(|count| *count == 0), "{lists:?}");
@@ -310,6 +310,47 @@ async fn what_failed_is_due_again_after_its_interval_and_not_at_once() {
             site.check_newest().await;
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_files_do_not_hurry_what_failed() {
+    let mut site = Site::new().await;
+    let retention = RetentionPolicy { l0: seconds(60), ..eager().retention };
+    let mut upkeep = Upkeep::new(Schedule { retention, ..eager() }, Timestamp(START));
+    site.write_many(2, &mut upkeep).await;
+    site.wait_for(&upkeep);
+    assert_eq!(site.step(&mut upkeep).await, Kept { made: 1, deleted: 0 }, "too young to go");
+    site.write_many(2, &mut upkeep).await;
+    // The first one may go now, but what comes before that fails.
+    site.now = START + 61 * SECOND;
+    fail(&site.server, Operation::PutObject);
+    site.try_step(&mut upkeep).await.unwrap_err();
+    for later in [0, 1, 30 * SECOND - 1] {
+        site.now = START + 61 * SECOND + later;
+        site.rests(&mut upkeep).await;
+    }
+    site.server.set_faults(Faults::default());
+    site.wait_for(&upkeep);
+    assert_eq!(site.now, START + 91 * SECOND);
+    assert_eq!(site.step(&mut upkeep).await, Kept { made: 1, deleted: 3 });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_not_go_for_another_reason_is_not_looked_at_again_and_again() {
+    let mut site = Site::new().await;
+    let mut upkeep = Upkeep::new(eager(), Timestamp(START));
+    // No file begins with the first transaction: nothing goes.
+    site.txid = 4;
+    for _ in 0..3 {
+        site.write().await;
+    }
+    site.wait_for(&upkeep);
+    assert_eq!(site.step(&mut upkeep).await, Kept { made: 1, deleted: 0 });
+    for _ in 0..5 {
+        site.now += HOUR;
+        site.rests(&mut upkeep).await;
+    }
+    assert_eq!(site.level(0).len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
