@@ -10,7 +10,7 @@ use bytes::Bytes;
 use litestream_storage::{Body, FileInfo, Kind, Level, Precondition, PutOptions, Replica, Scope};
 use ltx::{Checksum, FileName, Timestamp, Txid};
 
-use crate::{OpenFile, Result, open_file};
+use crate::{Listing, OpenFile, Result, open_file};
 
 /// After how much of the store's time since the last proof a put is no proof by itself: well below the time for which level 0 keeps its files.
 pub const WINDOW: Duration = Duration::from_secs(60);
@@ -93,7 +93,7 @@ async fn taken(replica: &Replica, txid: Txid, checksum: Checksum) -> Result<Put>
     Ok(Put::Fenced { txid, by: who(replica, &opened).await })
 }
 
-/// Makes sure that nobody went on while this writer slept. Our own file, which nobody needs then, is deleted.
+/// Makes sure that nobody went on while this writer slept. Our own file is deleted then, unless the other went on from it.
 async fn alone(replica: &Replica, ours: &FileInfo) -> Result<Option<Put>> {
     let txid = ours.name.max;
     let Some(theirs) = level_0(replica, txid).await?.into_iter().find(|file| file.name.max > txid) else {
@@ -103,10 +103,21 @@ async fn alone(replica: &Replica, ours: &FileInfo) -> Result<Option<Put>> {
         Ok(file) => who(replica, &file).await,
         Err(_) => "another writer".to_owned(),
     };
-    if let Err(error) = replica.delete_keys(&[ours.key()]).await {
+    if let Err(error) = withdraw(replica, ours).await {
         tracing::error!(key = ours.key(), %error, "a file that was written too late cannot be deleted: delete it by hand");
     }
     Ok(Some(Put::Fenced { txid: theirs.name.max, by }))
+}
+
+/// Deletes our file where it came too late: another file holds its transaction, which is why the other writer's own could go. Where none does,
+/// ours was there in time, only its answer came late, and what the other writer went on with rests on it.
+async fn withdraw(replica: &Replica, ours: &FileInfo) -> Result<()> {
+    let txid = ours.name.max;
+    let holds = |file: &FileInfo| file.key() != ours.key() && file.name.min <= txid && txid <= file.name.max;
+    if Listing::full(replica).await?.files().any(holds) {
+        replica.delete_keys(&[ours.key()]).await?;
+    }
+    Ok(())
 }
 
 /// Who wrote a file, as far as that is known.

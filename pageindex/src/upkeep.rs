@@ -13,6 +13,9 @@ use crate::compact::{MergeOptions, compact_into, next_inputs, snapshot};
 use crate::retention::{RetentionPolicy, expired};
 use crate::{Listing, MAX_REPLANS, Result};
 
+/// After how long at most what failed is tried again.
+const RETRY: Duration = Duration::from_secs(5 * 60);
+
 /// How often what is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schedule {
@@ -57,7 +60,7 @@ pub struct Upkeep {
     /// All files, where nobody else puts or deletes any.
     files: Option<Listing>,
     alone: bool,
-    /// When files that were too young to go will not be any more.
+    /// When files that were too young to go will not be any more, or those that could not be deleted are tried again.
     ripe: Option<Timestamp>,
 }
 
@@ -111,7 +114,7 @@ impl Upkeep {
     /// Does what is due at `now`, for a replica that reaches up to `newest`. Files are made in `scratch_dir` first.
     ///
     /// # Errors
-    /// As merging and the store say. What failed is due again after its interval.
+    /// As merging and the store say. What failed is due again after its interval, or five minutes where that is longer.
     pub async fn step(&mut self, replica: &Replica, newest: Txid, now: Timestamp, scratch_dir: &Path) -> Result<Kept> {
         let before = self.done.clone();
         let due = self.take_due(newest, now);
@@ -129,7 +132,14 @@ impl Upkeep {
             if left.contains(&done.0) {
                 // It was not made after all.
                 done.2 = before.2;
+                let early = self.schedule.interval(done.0).and_then(|interval| interval.checked_sub(RETRY));
+                let early = early.and_then(|early| i64::try_from(early.as_millis()).ok());
+                done.1 = Timestamp(now.0.saturating_sub(early.unwrap_or(0)));
             }
+        }
+        if outcome.is_err() && left.is_empty() {
+            // All was made, but what has to go is still there; a level's turn may never come again.
+            self.ripe = after(now, self.shortest());
         }
         outcome.map(|()| kept)
     }

@@ -49,7 +49,8 @@ impl Stores {
             Location::File(file) => return Ok(self.replica(FileBackend::new(&file.path).into(), &self.folders)),
             Location::S3(bucket) => bucket,
         };
-        let all_but_path = S3Config { path: String::new(), ..bucket.clone() };
+        // However the path is written: below a folder it is written in another way for each database.
+        let all_but_path = S3Config { path: String::new(), written_path: None, ..bucket.clone() };
         let mut buckets = self.buckets.lock().await;
         let backend = match buckets.iter().find(|(known, _)| *known == all_but_path) {
             Some((_, backend)) => backend.beside(bucket, &self.policy),
