@@ -230,14 +230,14 @@ impl Database {
         }
     }
 
-    /// Lets go of a database that rests, where that can be done safely.
-    pub(crate) fn park(&self) {
+    /// Lets go of a database that rests, where that can be done safely. Says whether.
+    pub(crate) fn park(&self) -> bool {
         let mut face = self.face();
         let (mut resting, permit) = match std::mem::take(&mut face.held) {
             Held::Resting(resting, permit) => (resting, permit),
             held => {
                 face.held = held;
-                return;
+                return false;
             }
         };
         if let Err(error) = resting.remember() {
@@ -252,8 +252,12 @@ impl Database {
                 if let Some(place) = place {
                     place.parked();
                 }
+                true
             }
-            Err(refused) => face.held = Held::Resting(Box::new(refused.unharmed), permit),
+            Err(refused) => {
+                face.held = Held::Resting(Box::new(refused.unharmed), permit);
+                false
+            }
         }
     }
 

@@ -157,7 +157,9 @@ impl Driver {
     /// Takes up the database, from wherever it was left.
     async fn take_up(&mut self, held: Held) -> Result<(Box<Capture>, OwnedSemaphorePermit), NotTaken> {
         let clock = self.shared.options.clock.clone();
-        let mut room = std::pin::pin!(self.shared.descriptors.clone().acquire_many_owned(LIVE));
+        // Who has some already needs that many fewer: so those that rest, all together, can never keep each other from being taken up.
+        let wanted = if matches!(held, Held::Resting(..)) { LIVE - RESTING } else { LIVE };
+        let mut room = std::pin::pin!(self.shared.descriptors.clone().acquire_many_owned(wanted));
         let room = match tokio::time::timeout(CROWDED, &mut room).await {
             Ok(room) => room,
             Err(_) => {
@@ -166,14 +168,14 @@ impl Driver {
                 room.await
             }
         };
-        let Ok(room) = room else { return Err(NotTaken::panicked()) };
+        let Ok(mut room) = room else { return Err(NotTaken::panicked()) };
         let capture = match held {
             Held::Live(capture, permit) => return Ok((capture, permit)),
             Held::Resting(resting, permit) => {
                 let woken = self.shared.work(move || resting.wake(Box::new(move || clock()))).await;
                 match woken {
                     Some(Ok(capture)) => {
-                        drop(permit);
+                        room.merge(permit);
                         Box::new(capture)
                     }
                     Some(Err(refused)) => {
@@ -436,7 +438,9 @@ impl Driver {
             place.hot(None, capture.seen());
         }
         let lines = &self.database.lines;
-        let long = now >= self.quiet + self.shared.options.rest_after;
+        // Where others wait for their turn, nobody keeps his place for longer than he needs it.
+        let crowded = self.shared.descriptors.available_permits() < LIVE as usize;
+        let long = crowded || now >= self.quiet + self.shared.options.rest_after;
         if !long && !std::mem::take(&mut self.fresh) || lines.iter().any(|line| line.needs_base()) {
             self.held = Held::Live(capture, permit);
             return Some(now + LOOK);

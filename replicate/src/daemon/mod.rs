@@ -153,7 +153,7 @@ impl Daemon {
             starting: AtomicBool::new(false),
             ending: AtomicBool::new(false),
             descriptors: Arc::new(Semaphore::new(descriptors)),
-            room: (some.min(descriptors / 4), (2 * some).min(descriptors / 2)),
+            room: (some.min(descriptors / 4).max(driver::LIVE as usize), (2 * some).min(descriptors / 2)),
             sweep: sweep::Sweep::default(),
             runtime: tokio::runtime::Handle::current(),
             options,

@@ -274,11 +274,18 @@ impl Slots {
         odd.filter_map(|(_, slot)| slot.database.upgrade()).collect()
     }
 
-    /// Those that rest, the longest first.
-    fn resting(&self, count: usize) -> Vec<Arc<Database>> {
-        let mut resting: Vec<_> = self.all.iter().flatten().filter(|slot| !slot.hot && slot.watch.is_some()).collect();
+    /// Those that rest, the longest first. Next time it is others' turn, if there are any: some cannot be parked just now.
+    fn resting(&mut self, count: usize) -> Vec<Arc<Database>> {
+        let rests = |slot: &&mut Slot| !slot.hot && !slot.noticed && slot.watch.is_some();
+        let mut resting: Vec<_> = self.all.iter_mut().flatten().filter(rests).collect();
         resting.sort_by_key(|slot| slot.since);
-        resting.into_iter().take(count).filter_map(|slot| slot.database.upgrade()).collect()
+        let now = Instant::now();
+        let turn = resting.into_iter().take(count);
+        turn.filter_map(|slot| {
+            slot.since = now;
+            slot.database.upgrade()
+        })
+        .collect()
     }
 }
 
@@ -304,8 +311,7 @@ fn make_room(shared: &Arc<Shared>) {
     }
     let count = (enough - room).div_ceil(super::driver::RESTING as usize);
     let resting = shared.sweep.slots().resting(count);
-    tracing::debug!(room, few, count, resting = resting.len(), "descriptors run short: parking");
-    for database in resting {
-        database.park();
-    }
+    let tried = resting.len();
+    let parked = resting.into_iter().filter(|database| database.park()).count();
+    tracing::debug!(room, few, count, tried, parked, "descriptors run short: parking");
 }

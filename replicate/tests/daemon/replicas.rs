@@ -45,12 +45,8 @@ async fn what_was_stopped_goes_on_where_it_was() {
     let database = site.database("a.db");
     let spec = site.spec("a.db", &["a"]).await;
     let path = spec.path().clone();
-    // Where it rests, all of the log is in the file: then what comes after the end begins the log anew, and only a snapshot shows it.
-    let options = || {
-        let mut options = options();
-        options.rest_after = Duration::from_secs(3_600);
-        options
-    };
+    // Where all of the log is in the file, what comes after the end begins the log anew, and only a snapshot shows it: so a reader stays.
+    let reader = site.reader("a.db");
     for round in 0..4 {
         let daemon = Daemon::new(options());
         daemon.register(spec.clone());
@@ -73,6 +69,7 @@ async fn what_was_stopped_goes_on_where_it_was() {
     assert!(daemon.start(&path).unwrap());
     assert!(!daemon.start(&path).unwrap());
     synced(&daemon, &path).await;
+    drop(reader);
     site.check("a.db", "a").await;
 }
 
@@ -247,6 +244,35 @@ async fn where_descriptors_run_short_databases_are_parked_and_lose_nothing() {
         let name = format!("{number}.db");
         site.check(&name, &name).await;
         assert_eq!(status(&daemon, path).counters.snapshots, 1, "{name}");
+    }
+}
+
+/// As many rest as there is room for, and then all change: none may wait for what others keep who wait as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_all_that_rest_change_at_once_each_gets_its_turn() {
+    let site = Site::new();
+    let mut options = options();
+    options.starts = 1;
+    options.descriptors = 20;
+    let daemon = Daemon::new(options);
+    let databases: Vec<_> = (0..6).map(|number| site.database(&format!("{number}.db"))).collect();
+    let mut paths = Vec::new();
+    for number in 0..6 {
+        let spec = site.spec(&format!("{number}.db"), &[&format!("{number}")]).await;
+        paths.push(spec.path().clone());
+        daemon.register(spec);
+    }
+    for _ in 0..3 {
+        for path in &paths {
+            until("it rests", || status(&daemon, path).phase == Phase::Idle).await;
+        }
+        databases.iter().for_each(|database| insert(database, 1));
+        for path in &paths {
+            synced(&daemon, path).await;
+        }
+    }
+    for number in 0..6 {
+        site.check(&format!("{number}.db"), &format!("{number}")).await;
     }
 }
 

@@ -76,6 +76,13 @@ impl Site {
         target
     }
 
+    /// Somebody who reads, and for as long keeps the log from being copied whole into the file.
+    pub(crate) fn reader(&self, name: &str) -> Connection {
+        let reader = Connection::open(self.path(name)).unwrap();
+        reader.execute_batch("BEGIN; SELECT count(*) FROM t").unwrap();
+        reader
+    }
+
     /// A database and its replicas.
     pub(crate) async fn spec(&self, name: &str, places: &[&str]) -> Spec {
         let mut settings = Settings::new(self.path(name));
