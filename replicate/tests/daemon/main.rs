@@ -6,4 +6,5 @@ mod keeps_small;
 mod replicas;
 mod site;
 mod survives;
+mod time;
 mod two_hours;
