@@ -408,6 +408,8 @@ impl Driver {
                         face.answered = face.answered.max(asked);
                     }
                     (face.error, face.disk_full, face.phase) = (None, false, Phase::Live);
+                    // All that was noticed up to now is captured; what is not will be noticed again.
+                    face.changed = None;
                 }
                 self.failures = 0;
                 self.database.progress.notify_waiters();

@@ -552,14 +552,12 @@ impl Line {
 impl Line {
     /// Says that something was put, so that something will be due; `schedule` is the database's. Tells when, where that is news.
     pub(crate) fn schedule(&self, schedule: &Schedule, now: Timestamp, jitter: u64) -> Option<i64> {
-        if self.due() != NEVER {
-            return None;
-        }
+        // What is due already may be another level's, in an hour: that level 1 had everything when it was made last does not put off the next one.
         let shortest = schedule.levels.iter().copied().chain([schedule.snapshots]).min().unwrap_or(Duration::MAX);
         let wait = shortest.mul_f64(1.0 + (jitter % 256) as f64 / 1024.0).as_millis();
         let due = i64::try_from(wait).map_or(NEVER, |wait| now.0.saturating_add(wait));
-        self.due.fetch_min(due, Ordering::Relaxed);
-        Some(due)
+        let before = self.due.fetch_min(due, Ordering::Relaxed);
+        (due < before).then_some(due)
     }
 
     /// When something is due.

@@ -5,7 +5,6 @@ use std::time::Duration;
 use litestream_fixtures::s3::{Down, Operation};
 use litestream_pageindex::Target as Moment;
 use litestream_replicate::daemon::{ControlError, Daemon, Phase};
-use ltx::Txid;
 
 use crate::site::{BUCKET, PATIENCE, Site, insert, options, rows, status, synced, until};
 
@@ -63,7 +62,12 @@ async fn what_was_stopped_goes_on_where_it_was() {
     daemon.register(spec);
     synced(&daemon, &path).await;
     assert_eq!(status(&daemon, &path).counters.snapshots, 0);
-    assert_eq!(daemon.stop(&path, PATIENCE).await.unwrap().txid, daemon.sync_txid(&path));
+    let before = synced(&daemon, &path).await;
+    insert(&database, 5);
+    let stopped = daemon.stop(&path, PATIENCE).await.unwrap();
+    assert!(stopped.txid > before && stopped.durable == stopped.txid, "{stopped:?} behind {before}");
+    assert_eq!((status(&daemon, &path).txid, status(&daemon, &path).phase), (stopped.txid, Phase::Stopped));
+    site.check("a.db", "a").await;
     assert!(matches!(daemon.sync(&path, true, PATIENCE).await, Err(ControlError::Stopped(_))));
     insert(&database, 5);
     assert!(daemon.start(&path).unwrap());
@@ -71,16 +75,6 @@ async fn what_was_stopped_goes_on_where_it_was() {
     synced(&daemon, &path).await;
     drop(reader);
     site.check("a.db", "a").await;
-}
-
-trait SyncTxid {
-    fn sync_txid(&self, path: &std::path::Path) -> Txid;
-}
-
-impl SyncTxid for Daemon {
-    fn sync_txid(&self, path: &std::path::Path) -> Txid {
-        status(self, path).txid
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -279,11 +273,7 @@ async fn where_all_that_rest_change_at_once_each_gets_its_turn() {
 #[tokio::test(flavor = "multi_thread")]
 async fn another_page_size_is_a_new_snapshot() {
     let site = Site::new();
-    let database = site.database("a.db");
-    let spec = site.spec("a.db", &["a"]).await;
-    let path = spec.path().clone();
-    let daemon = Daemon::new(options());
-    daemon.register(spec);
+    let (database, daemon, path) = site.replicating("a.db", &["a"]).await;
     insert(&database, 50);
     let before = synced(&daemon, &path).await;
     let rows_before = rows(&database);

@@ -8,7 +8,7 @@ use litestream_fixtures::s3::{S3Options, S3Server};
 use litestream_hydrate::{RestoreOptions, restore};
 use litestream_pageindex::Target as Moment;
 use litestream_replicate::Settings;
-use litestream_replicate::daemon::{Daemon, Options, SharedClock, Spec, Status, Target};
+use litestream_replicate::daemon::{Daemon, Options, Phase, SharedClock, Spec, Status, Target};
 use litestream_storage::config::ReplicaConfig;
 use litestream_storage::{Replica, RetryPolicy, Stores};
 use ltx::{Timestamp, Txid};
@@ -94,6 +94,28 @@ impl Site {
         Spec { settings, replicas, schedule: None }
     }
 
+    /// A database that is replicated from now on, with a connection to it.
+    pub(crate) async fn replicating(&self, name: &str, places: &[&str]) -> (Connection, Daemon, PathBuf) {
+        self.replicating_with(options(), name, places, |_| {}).await
+    }
+
+    /// The same, with something changed.
+    pub(crate) async fn replicating_with(
+        &self,
+        options: Options,
+        name: &str,
+        places: &[&str],
+        change: impl FnOnce(&mut Spec),
+    ) -> (Connection, Daemon, PathBuf) {
+        let database = self.database(name);
+        let mut spec = self.spec(name, places).await;
+        change(&mut spec);
+        let path = spec.path().clone();
+        let daemon = Daemon::new(options);
+        assert!(daemon.register(spec));
+        (database, daemon, path)
+    }
+
     /// What a restore gives.
     pub(crate) async fn restored(&self, place: &str, target: Moment) -> Connection {
         let folder = tempfile::tempdir_in(self.folder.path()).unwrap().keep();
@@ -149,6 +171,16 @@ pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 
 pub(crate) fn status(daemon: &Daemon, path: &Path) -> Status {
     daemon.status_of(path).unwrap()
+}
+
+/// Keeps a database awake that is left to rest after a long time only. The first time it rests at once, where nothing goes on: only what is captured
+/// after the first pass is seen to go on.
+pub(crate) async fn awake(daemon: &Daemon, path: &Path, mut write: impl FnMut()) {
+    for _ in 0..2 {
+        write();
+        synced(daemon, path).await;
+    }
+    assert_eq!(status(daemon, path).phase, Phase::Live);
 }
 
 pub(crate) async fn synced(daemon: &Daemon, path: &Path) -> Txid {

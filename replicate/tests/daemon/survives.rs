@@ -10,11 +10,7 @@ use crate::site::{Site, insert, options, status, synced, until};
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_is_down_is_not_pressed_and_gets_everything_afterwards() {
     let site = Site::new();
-    let database = site.database("a.db");
-    let spec = site.spec("a.db", &["a"]).await;
-    let path = spec.path().clone();
-    let daemon = Daemon::new(options());
-    daemon.register(spec);
+    let (database, daemon, path) = site.replicating("a.db", &["a"]).await;
     insert(&database, 5);
     synced(&daemon, &path).await;
     for down in [Down::Refuse, Down::Silent] {
@@ -58,13 +54,11 @@ async fn a_database_that_is_not_there_yet_is_waited_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_was_replaced_is_taken_up_anew() {
     let site = Site::new();
-    let database = site.database("a.db");
+    let (database, daemon, path) = site.replicating("a.db", &["a"]).await;
     insert(&database, 50);
-    let spec = site.spec("a.db", &["a"]).await;
-    let path = spec.path().clone();
-    let daemon = Daemon::new(options());
-    daemon.register(spec);
     synced(&daemon, &path).await;
+    let snapshots = status(&daemon, &path).counters.snapshots;
+    assert_eq!(snapshots, 1);
     drop(database);
     let other = site.database("b.db");
     insert(&other, 7);
@@ -76,7 +70,6 @@ async fn a_database_that_was_replaced_is_taken_up_anew() {
     std::fs::rename(site.path("b.db"), &path).unwrap();
     let database = site.database("a.db");
     insert(&database, 1);
-    let snapshots = status(&daemon, &path).counters.snapshots;
     until("it is noticed", || status(&daemon, &path).counters.snapshots > snapshots).await;
     synced(&daemon, &path).await;
     site.check("a.db", "a").await;

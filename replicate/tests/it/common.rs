@@ -107,6 +107,15 @@ impl Replica {
     }
 }
 
+/// Says that the running test is left out, and why. Where `LITESTREAM_TESTS_SKIP_NOTHING` is 1 nothing may be left out, and it fails.
+pub(crate) fn left_out(why: &str) {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    let must = std::env::var_os("LITESTREAM_TESTS_SKIP_NOTHING").is_some_and(|value| value == "1");
+    assert!(!must, "{test} may not be left out: {why}");
+    println!("{test} is left out: {why}");
+}
+
 /// Tells other threads to stop, however its scope is left.
 pub(crate) struct Raised<'a>(pub(crate) &'a AtomicBool);
 

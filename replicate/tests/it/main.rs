@@ -10,6 +10,8 @@ mod disk;
 mod goes_on;
 mod holes;
 mod large;
+#[path = "../support/obedient.rs"]
+mod obedient;
 mod overwritten;
 mod parked;
 mod processes;

@@ -8,8 +8,9 @@ use std::time::{Duration, SystemTime};
 use litestream_replicate::Resting;
 use rusqlite::Connection;
 
-use crate::application::{Application, wake, world};
+use crate::application::{wake, world};
 use crate::common::{World, connect};
+use crate::obedient::Application;
 use crate::processes::wait_for;
 
 /// A database that rests, with an empty log and no application, and a copy of how it was before its last transactions.

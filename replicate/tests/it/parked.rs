@@ -2,8 +2,9 @@
 
 use litestream_replicate::{Capture, NotNow, Parked, Refused, Resting};
 
-use crate::application::{Application, open_files, world};
+use crate::application::{open_files, world};
 use crate::common::{World, connect, frames};
+use crate::obedient::Application;
 use crate::processes::wait_for;
 
 /// Parks, or is refused to for another reason than that the files are not old enough.

@@ -9,7 +9,7 @@ use litestream_replicate::{Capture, Error};
 use rusqlite::Connection;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::common::{Replica, World, connect, insert, settings};
+use crate::common::{Replica, World, connect, insert, left_out, settings};
 
 const ROLE: &str = "LITESTREAM_REPLICATE_TEST_ROLE";
 const DATABASE: &str = "LITESTREAM_REPLICATE_TEST_DATABASE";
@@ -59,7 +59,7 @@ impl Process {
     pub(crate) fn start_with_mounts(role: &str, path: &Path) -> Option<Self> {
         let permitted = Command::new("unshare").args(["-m", "true"]).stderr(Stdio::null()).status();
         if !permitted.is_ok_and(|status| status.success()) {
-            println!("{role} is not tested: mounting is not permitted");
+            left_out("mounting is not permitted (`unshare -m`)");
             return None;
         }
         let mut command = Command::new("unshare");
@@ -115,11 +115,8 @@ pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 #[test]
 fn what_a_child_does() {
     let (Ok(role), Some(path)) = (std::env::var(ROLE), std::env::var_os(DATABASE)) else { return };
-    // These read what they are told, and end with it.
-    match role.as_str() {
-        "obedient" => return crate::application::obey(&PathBuf::from(path)),
-        "frugal" => return crate::resting::hold_many(),
-        _ => {}
+    if role == "frugal" {
+        return crate::resting::hold_many();
     }
     // Whoever started this is gone when its end of the pipe is.
     std::thread::spawn(|| {
@@ -132,13 +129,6 @@ fn what_a_child_does() {
         "application" => application(&path, seed),
         "capture" => capture(&path, seed),
         "leisurely" => crate::application::write_now_and_then(&path, seed),
-        "exclusive" => {
-            let database = connect(&path);
-            database.execute_batch("PRAGMA locking_mode=EXCLUSIVE; INSERT INTO t (body) VALUES (1)").unwrap();
-            loop {
-                std::thread::park();
-            }
-        }
         "mounted alone" => crate::table::mounted_alone(&path),
         "obeys" => crate::disk::obey(&path),
         "our fsyncs fail" => crate::disk::our_fsyncs_fail(),

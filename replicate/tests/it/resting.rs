@@ -9,8 +9,9 @@ use litestream_replicate::{Capture, Error, NotNow, Resting, Seen, Settings, Watc
 use nix::fcntl::{FcntlArg, fcntl};
 use rustix::process::Signal;
 
-use crate::application::{Application, open_files, wake, world};
+use crate::application::{open_files, wake, world};
 use crate::common::{Replica, World, beside, frames, read};
+use crate::obedient::Application;
 use crate::processes::{Process, wait_for};
 
 /// Whatever an application does while its database rests, waking finds it.

@@ -128,11 +128,14 @@ fn what_we_write_to_by_the_kernels_account() {
         let ourselves = Process::start_under(role, &world.path, &[("LD_PRELOAD", &library), ("DISK_LOG", &log)]);
         wait_for("it to start", || beside(&world.path, "-started").exists());
         let mut random = fastrand::Rng::with_seed(3);
-        let mut longest = 0;
         for _ in 0..1_500 {
             write_something(&database, &mut random);
-            longest = longest.max(std::fs::metadata(world.wal()).unwrap().len() / 4120);
         }
+        // Whatever became of the log so far, it is long enough to be emptied now, and nobody writes any more.
+        insert(&database, 150, 3000);
+        wait_for("a long log to be emptied", || {
+            !checkpoints || std::fs::metadata(world.wal()).is_ok_and(|metadata| metadata.len() == 0)
+        });
         write(&beside(&world.path, "-done"), b"");
         ourselves.succeeds();
         let text = String::from_utf8(read(&log)).unwrap();
@@ -149,7 +152,7 @@ fn what_we_write_to_by_the_kernels_account() {
         // A checkpoint copies into the file, and empties a log that has grown long.
         assert_eq!(written("pwrite", "") > 0, checkpoints);
         assert_eq!(written("ftruncate", "") > 0, checkpoints);
-        assert!(checkpoints && longest >= 100 || written("ftruncate", "-wal") == 0);
+        assert_eq!(written("ftruncate", "-wal") > 0, checkpoints);
         assert_eq!(written("ftruncate", "-shm"), 0);
     }
 }

@@ -29,7 +29,7 @@ pub(super) fn run(report: &mut Report) -> Result<()> {
         let mut busy = [0, 0, 0];
         for turn in 0..TURNS {
             for at in 0..subjects.len() {
-                // Nobody is always the first, or the last.
+                // The order rotates: each is the first, the second and the last as often.
                 let at = (at + turn) % subjects.len();
                 let (more, refused) = commits(&subjects[at], synchronous)?;
                 times[at].extend(more);
