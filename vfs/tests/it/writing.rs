@@ -759,7 +759,7 @@ fn rule_11_a_commit_survives_kill_9_here_and_a_synced_one_everywhere() {
     assert!(committed > 100 && durable > 0, "{committed} {durable}");
 }
 
-/// Another writer goes on, and its first file is deleted as if it had been merged, so that a sleeper's next number is free again; and more than
+/// Another writer goes on, and its first file is merged and deleted, so that a sleeper's next number is free again; and more than
 /// a second passes by the store's clock. Returns the writer, and the key that is free.
 fn another_goes_on(desk: &Desk, more: &str) -> (Connection, String) {
     let other = desk.open("other", &format!("{BY_HAND}{more}"));
@@ -768,6 +768,8 @@ fn another_goes_on(desk: &Desk, more: &str) -> (Connection, String) {
         sync(&other);
     }
     let gone = format!("db/0000/{0:016x}-{0:016x}.ltx", 2);
+    let merged = desk.server.object(BUCKET, &gone).unwrap();
+    desk.server.put_object(BUCKET, &gone.replace("/0000/", "/0001/"), merged, &[]);
     assert!(desk.server.remove_object(BUCKET, &gone));
     let started = Instant::now();
     eventually("the window to pass", || started.elapsed() > Duration::from_millis(2_500));
