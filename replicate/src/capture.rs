@@ -393,12 +393,24 @@ impl Capture {
             self.snapshot_held(&now)?;
         }
         // Our hold keeps the file as it is, where all of the log is in it.
-        let undisturbed = now.is_full() && self.check_files().is_ok() && !self.is_disturbed();
-        if let Some(state) = self.state.filter(|_| undisturbed) {
+        let sound = self.check_files().is_ok();
+        let Some(state) = self.state else { return Ok(std::mem::take(&mut self.ready)) };
+        if self.is_disturbed() {
+            tracing::warn!(path = %self.path.display(), "{OVERWRITTEN} with the next start");
+            state.prove_nothing().write(&self.state_path)?;
+        } else if sound && self.look()?.is_full() {
             let held = Stamp::of(self.database.0.as_ref()).map_err(Error::io("look at", &self.path))?;
             state.remember(&held, &self.path, &self.state_path)?;
         }
         Ok(std::mem::take(&mut self.ready))
+    }
+
+    /// Whether what [`Self::stop`] leaves would prove what comes after: a log of which a part is not in the file yet, or a file whose times tell that it
+    /// was changed. A moment after all of the log was copied neither is there.
+    #[must_use]
+    pub fn proves_itself(&self) -> bool {
+        let Ok(now) = self.look() else { return true };
+        !now.is_full() || Stamp::of(self.database.0.as_ref()).map_or(true, |file| file.is_older_than(Stamp::OLD))
     }
 
     /// The database's size as of the last pass, and that of the valid part of its log, in bytes.

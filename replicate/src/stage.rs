@@ -12,6 +12,8 @@ use ltx::{Checksum, Commit, Encoder, FileName, HEADER_LEN, Header, PageSize, Tai
 use crate::{Error, Result, files};
 
 const TEMPORARY: &str = "tmp";
+/// What the name of the empty file ends with that tells which file was deleted last.
+const HAD: &str = "had";
 /// After how many bytes of pages what was written so far is made durable.
 const SYNC_EVERY: usize = 128 << 20;
 
@@ -38,6 +40,40 @@ pub struct Staged {
     pub checksum: Checksum,
     /// Whether it holds every page of the database, so that nothing before it is needed.
     pub complete: bool,
+}
+
+/// The file that was deleted last because all replicas had it: its checksum tells later whether what a replica holds is ours. It is an empty
+/// file's name, so that replacing it is one step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Had {
+    pub(crate) txid: Txid,
+    pub(crate) checksum: Checksum,
+}
+
+impl Had {
+    fn name(&self) -> String {
+        format!("{}-{}.{HAD}", self.txid, self.checksum)
+    }
+
+    /// What the folder says.
+    pub(crate) fn find(folder: &Path) -> Option<Self> {
+        let names = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.file_name());
+        let parse = |name: std::ffi::OsString| {
+            let (txid, checksum) = name.to_str()?.strip_suffix(HAD)?.strip_suffix('.')?.split_once('-')?;
+            let checksum = Checksum(u64::from_str_radix(checksum, 16).ok()?);
+            Some(Self { txid: txid.parse().ok()?, checksum })
+        };
+        names.filter_map(parse).max_by_key(|had| had.txid)
+    }
+
+    /// Puts this into the folder, in place of what was there.
+    pub(crate) fn put(&self, folder: &Path, before: Option<Self>) -> std::io::Result<()> {
+        let path = folder.join(self.name());
+        match before.map(|before| fs::rename(folder.join(before.name()), &path)) {
+            Some(Ok(())) => Ok(()),
+            _ => files::create(&path).map(drop),
+        }
+    }
 }
 
 /// The folder.
@@ -142,7 +178,12 @@ impl Stage {
 
     /// What a file that was left says of itself at both ends. Its pages are not looked at.
     pub(crate) fn read(&self, txid: Txid) -> Result<Staged> {
-        let path = self.path(txid);
+        Self::read_in(&self.folder, txid)
+    }
+
+    /// The same, of a folder that was not prepared.
+    pub(crate) fn read_in(folder: &Path, txid: Txid) -> Result<Staged> {
+        let path = folder.join(FileName::new(txid, txid).to_string());
         let failed = Error::io("read", &path);
         let wrong = |source| Error::Ltx { path: path.clone(), source };
         let mut file = files::open_own(&path).map_err(&failed)?;

@@ -39,6 +39,10 @@ pub(crate) struct State {
 pub struct Left {
     /// The TXID.
     pub txid: Txid,
+    /// Checksum of its file.
+    pub checksum: Checksum,
+    /// Who writes these files.
+    pub node_id: u64,
     /// The database's page size.
     pub page_size: PageSize,
     /// When.
@@ -50,7 +54,8 @@ impl Left {
     #[must_use]
     pub fn read(folder: &Path) -> Option<Self> {
         let state = State::read(&folder.join("state")).ok()??;
-        Some(Self { txid: state.txid, page_size: state.page_size, time: state.time })
+        let State { txid, checksum, node_id, page_size, time, .. } = state;
+        Some(Self { txid, checksum, node_id, page_size, time })
     }
 }
 
@@ -104,6 +109,12 @@ impl State {
             self.replace(path, false)?;
         }
         Ok(self)
+    }
+
+    /// The same where the database file became another one: neither it nor the log tells what came after.
+    pub(crate) const fn prove_nothing(mut self) -> Self {
+        (self.place.frame, self.file) = (0, None);
+        self
     }
 
     /// Whether the database file is still what was noted.

@@ -71,7 +71,7 @@ pub(crate) fn captured(meta: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 fn is_captured(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "ltx" || extension == "tmp")
+    path.extension().is_some_and(|extension| ["ltx", "tmp", "had"].iter().any(|own| extension == *own))
 }
 
 fn state_file(meta: &Path) -> PathBuf {

@@ -254,7 +254,13 @@ impl Resting {
     /// Why that could not be captured. It is let go all the same; what is still in the log will be captured by the next start.
     pub fn stop(mut self, clock: Clock) -> Result<Vec<Staged>> {
         if self.check_files().is_ok() && !self.changed()? {
-            self.remember()?;
+            match self.state.filter(|_| self.is_overwritten()) {
+                Some(state) => {
+                    tracing::warn!(path = %self.path().display(), "{OVERWRITTEN} with the next start");
+                    state.prove_nothing().write(&self.state_path)?;
+                }
+                None => drop(self.remember()?),
+            }
             return Ok(Vec::new());
         }
         self.wake(clock).map_err(|refused| refused.why)?.stop()
@@ -281,6 +287,12 @@ impl Resting {
             self.state = Some(state.remember(&self.file, self.path(), &self.state_path)?);
         }
         Ok(self.state.is_some_and(|state| state.file.is_some()))
+    }
+
+    /// Whether the database file was changed past SQLite: our locks keep everybody else from writing to it. It should be woken then, and is captured anew.
+    #[must_use]
+    pub fn is_overwritten(&self) -> bool {
+        Stamp::of(self.hold.database().0.as_ref()).is_ok_and(|now| !now.is_unwritten_since(&self.file))
     }
 
     /// Whether that was done.

@@ -12,12 +12,13 @@ use litestream_pageindex::upkeep::Schedule;
 use ltx::{Timestamp, Txid};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
-use super::driver::{NotTaken, drive};
+use super::driver::{NotTaken, Seat, drive};
 use super::line::{BASE, Line};
 use super::spec::Spec;
 use super::status::{Counters, Phase, Status};
 use super::sweep::Place;
 use super::{ControlError, Shared, Synced};
+use crate::stage::Had;
 use crate::{Capture, Parked, Resting, Settings, Staged};
 
 /// How long the end waits for a database that cannot be captured as it is.
@@ -40,6 +41,8 @@ pub(crate) struct Database {
     keeping: AtomicBool,
     /// Whether what an earlier process left unfinished has been removed.
     pub(super) cleaned: AtomicBool,
+    /// What was deleted last.
+    had: Mutex<Option<Had>>,
 }
 
 /// What is wanted, and what has come of it.
@@ -60,8 +63,9 @@ pub(crate) struct Face {
     pub(super) drilling: bool,
     pub(super) drilled: Txid,
     pub(super) alarm: Option<String>,
-    /// Whether it shall be let go.
+    /// Whether it shall be let go, and whether that is about to come: then its log stays as it is, which proves what comes after.
     pub(super) ending: bool,
+    pub(super) closing: bool,
     /// Whether it is stopped until somebody starts it.
     pub(super) stopped: bool,
     pub(super) txid: Txid,
@@ -87,8 +91,8 @@ pub(crate) struct Face {
 pub(super) enum Held {
     #[default]
     Nothing,
-    Live(Box<Capture>, OwnedSemaphorePermit),
-    Resting(Box<Resting>, OwnedSemaphorePermit),
+    Live(Box<Capture>, Seat),
+    Resting(Box<Resting>, Seat),
     Parked(Arc<Parked>),
 }
 
@@ -110,6 +114,7 @@ impl Database {
             drilled: Txid::ZERO,
             alarm: None,
             ending: false,
+            closing: false,
             stopped: false,
             txid: Txid::ZERO,
             size: 0,
@@ -135,6 +140,7 @@ impl Database {
             drill_due: AtomicI64::new(i64::MAX),
             keeping: AtomicBool::new(false),
             cleaned: AtomicBool::new(false),
+            had: Mutex::default(),
         }
     }
 
@@ -223,7 +229,7 @@ impl Database {
                 {
                     tracing::debug!(path = %self.path().display(), %error, "cannot note what the database file is");
                 }
-                resting.is_left_alone() || resting.check_files().is_err()
+                resting.is_left_alone() || resting.is_overwritten() || resting.check_files().is_err()
             }
             Held::Parked(parked) => parked.changed().unwrap_or(true),
             Held::Nothing | Held::Live(..) => false,
@@ -247,9 +253,8 @@ impl Database {
             Ok(parked) => {
                 drop(permit);
                 face.held = Held::Parked(Arc::new(parked));
-                let place = face.place.clone();
-                drop(face);
-                if let Some(place) = place {
+                // Whoever takes it up again comes after that.
+                if let Some(place) = &face.place {
                     place.parked();
                 }
                 true
@@ -287,13 +292,12 @@ impl Database {
         }
     }
 
-    /// Deletes a file here that all replicas have.
+    /// Deletes a file here that all replicas have. As long as another writer has gone on in all of them, it stays: it tells his from ours.
     pub(super) fn uploaded(&self, staged: &Staged, shared: &Shared) {
-        if self.lines.iter().all(|line| line.is_past(staged.txid))
-            && let Err(error) = std::fs::remove_file(&staged.path)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(path = %staged.path.display(), %error, "cannot delete a file that was uploaded");
+        let past: Vec<bool> = self.lines.iter().filter_map(|line| line.is_past(staged.txid)).collect();
+        if !past.is_empty() && past.iter().all(|past| *past) {
+            self.note_had(staged);
+            self.discard(staged);
         }
         if let Some(schedule) = &self.schedule {
             let now = (shared.options.clock)();
@@ -304,6 +308,30 @@ impl Database {
             }
         }
         self.progress.notify_waiters();
+    }
+
+    /// Notes what is about to be deleted.
+    fn note_had(&self, staged: &Staged) {
+        let Some(folder) = staged.path.parent() else { return };
+        let had = Had { txid: staged.txid, checksum: staged.checksum };
+        let mut noted = self.had.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = noted.or_else(|| Had::find(folder));
+        if before.is_none_or(|before| before.txid < had.txid) {
+            match had.put(folder, before) {
+                Ok(()) => *noted = Some(had),
+                // It costs a snapshot where the next start needs it.
+                Err(error) => tracing::debug!(path = %folder.display(), %error, "cannot note what was deleted"),
+            }
+        }
+    }
+
+    /// Deletes a file.
+    pub(super) fn discard(&self, staged: &Staged) {
+        if let Err(error) = std::fs::remove_file(&staged.path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %staged.path.display(), %error, "cannot delete a file that was uploaded");
+        }
     }
 
     /// Asks for a pass, and waits for it; with `durable`, for the replicas as well.
@@ -420,6 +448,7 @@ impl Database {
         let deadline = Instant::now() + patience;
         let asked = {
             let mut face = self.face();
+            face.closing = true;
             face.asked += 1;
             if self.is_at_rest(&face) {
                 face.answered = face.asked;
@@ -453,8 +482,12 @@ impl Database {
             let progress = self.progress.notified();
             let mut progress = std::pin::pin!(progress);
             progress.as_mut().enable();
-            if self.face().phase == Phase::Stopped {
-                break;
+            {
+                let face = self.face();
+                // Or somebody has started it again.
+                if face.phase == Phase::Stopped || !face.stopped {
+                    break;
+                }
             }
             if tokio::time::timeout_at(grace.into(), progress).await.is_err() {
                 let why = "work on it does not end".to_owned();
@@ -470,9 +503,11 @@ impl Database {
             }
             (synced, _) => synced,
         };
-        for line in &self.lines {
-            line.close();
+        let face = self.face();
+        if face.stopped {
+            self.lines.iter().for_each(|line| line.close());
         }
+        drop(face);
         synced
     }
 
@@ -483,7 +518,7 @@ impl Database {
             if !face.stopped {
                 return false;
             }
-            (face.stopped, face.ending) = (false, false);
+            (face.stopped, face.ending, face.closing) = (false, false, false);
             face.phase = Phase::Starting;
             face.error = None;
         }
@@ -570,6 +605,7 @@ impl Database {
             NotTaken::Missing => ("there is no such file yet; replication begins when it is there".to_owned(), true),
             NotTaken::Capture(error) => (error.to_string(), false),
             NotTaken::Other(why) => (why.clone(), false),
+            NotTaken::Ending => return,
         };
         let mut face = self.face();
         let news = face.error.as_ref() != Some(&why);

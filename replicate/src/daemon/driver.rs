@@ -13,6 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::Shared;
 use super::database::{Database, Held};
+use super::line::{Evidence, Found};
 use super::status::Phase;
 use super::sweep::Place;
 use crate::{Capture, Concern, Error, Left, Newest, Parked, Refused, Remote, Staged};
@@ -25,6 +26,8 @@ const LOCAL_PAUSE: Duration = Duration::from_secs(4);
 const LONGEST_RECOVERY: Duration = Duration::from_secs(300);
 /// How long to wait for descriptors without saying so.
 const CROWDED: Duration = Duration::from_secs(10);
+/// How long a file that was changed a moment ago is waited for until its times tell later changes, before it is let go.
+const SETTLES: Duration = Duration::from_millis(2_200);
 /// The longest pause between two passes where uploads do not keep up.
 const LONGEST_PACE: u32 = 60;
 /// How many files may wait without that uploads count as late.
@@ -72,6 +75,16 @@ pub(super) enum NotTaken {
     Capture(Error),
     /// Something else, in a sentence.
     Other(String),
+    /// It is to be let go before that.
+    Ending,
+}
+
+/// What a database holds of the descriptors that this process may have open.
+#[derive(Debug)]
+pub(super) struct Seat {
+    /// Its place among those that are held. There are fewer of these than descriptors for them: what is left over nobody can keep.
+    _place: OwnedSemaphorePermit,
+    descriptors: OwnedSemaphorePermit,
 }
 
 impl NotTaken {
@@ -135,6 +148,7 @@ impl Driver {
             Held::Live(capture, permit) => (capture, permit),
             held => match self.take_up(held).await {
                 Ok(taken) => taken,
+                Err(NotTaken::Ending) => return Some(Instant::now()),
                 Err(refused) => return Some(self.refused(&refused)),
             },
         };
@@ -147,46 +161,78 @@ impl Driver {
         self.failures += 1;
         let pause = match refused {
             // It costs next to nothing to look.
-            NotTaken::Missing => PAUSE.0,
+            NotTaken::Missing | NotTaken::Ending => PAUSE.0,
             NotTaken::Capture(_) => (PAUSE.0 * self.failures).min(LOCAL_PAUSE),
             NotTaken::Other(_) => (PAUSE.0 * 2_u32.pow(self.failures.min(6) - 1)).min(PAUSE.1),
         };
         Instant::now() + pause
     }
 
-    /// Takes up the database, from wherever it was left.
-    async fn take_up(&mut self, held: Held) -> Result<(Box<Capture>, OwnedSemaphorePermit), NotTaken> {
-        let clock = self.shared.options.clock.clone();
-        // Who has some already needs that many fewer: so those that rest, all together, can never keep each other from being taken up.
-        let wanted = if matches!(held, Held::Resting(..)) { LIVE - RESTING } else { LIVE };
-        let mut room = std::pin::pin!(self.shared.descriptors.clone().acquire_many_owned(wanted));
-        let room = match tokio::time::timeout(CROWDED, &mut room).await {
-            Ok(room) => room,
-            Err(_) => {
-                let why = "too many databases change at once for the files that this process may have open; it waits for its turn. Raise the limit (LimitNOFILE, ulimit -n)";
-                self.database.refuse(&NotTaken::Other(why.to_owned()), false);
-                room.await
+    /// Waits for the descriptors that are needed. Who has some already needs that many fewer. Nothing, where the database is to be let go meanwhile.
+    async fn room(&mut self, rests: bool) -> Option<(Option<OwnedSemaphorePermit>, OwnedSemaphorePermit)> {
+        let (shared, mut permit) = (self.shared.clone(), self.permit.take());
+        let room = async move {
+            if rests {
+                let more = shared.descriptors.clone().acquire_many_owned(LIVE - RESTING).await.ok()?;
+                return Some((None, None, more));
             }
+            // In this order for all.
+            if permit.is_none() {
+                permit = Some(shared.starts.clone().acquire_owned().await.ok()?);
+            }
+            let place = shared.places.clone().acquire_owned().await.ok()?;
+            let more = shared.descriptors.clone().acquire_many_owned(LIVE).await.ok()?;
+            Some((permit, Some(place), more))
         };
-        let Ok(mut room) = room else { return Err(NotTaken::panicked()) };
-        let capture = match held {
-            Held::Live(capture, permit) => return Ok((capture, permit)),
-            Held::Resting(resting, permit) => {
-                let woken = self.shared.work(move || resting.wake(Box::new(move || clock()))).await;
-                match woken {
-                    Some(Ok(capture)) => {
-                        room.merge(permit);
-                        Box::new(capture)
+        let mut room = std::pin::pin!(room);
+        let mut told = false;
+        loop {
+            tokio::select! {
+                room = &mut room => {
+                    let (permit, place, more) = room?;
+                    self.permit = permit;
+                    return Some((place, more));
+                }
+                () = self.database.wake.notified() => {
+                    if self.database.face().ending {
+                        return None;
                     }
+                }
+                () = tokio::time::sleep(CROWDED), if !told => {
+                    told = true;
+                    let why = "too many databases change at once for the files that this process may have open; it waits for its turn. Raise the limit (LimitNOFILE, ulimit -n)";
+                    self.database.refuse(&NotTaken::Other(why.to_owned()), false);
+                }
+            }
+        }
+    }
+
+    /// Takes up the database, from wherever it was left.
+    async fn take_up(&mut self, held: Held) -> Result<(Box<Capture>, Seat), NotTaken> {
+        let clock = self.shared.options.clock.clone();
+        let rests = matches!(held, Held::Resting(..));
+        let Some((place, more)) = self.room(rests).await else {
+            self.held = held;
+            return Err(NotTaken::Ending);
+        };
+        let capture = match held {
+            Held::Live(capture, seat) => return Ok((capture, seat)),
+            Held::Resting(resting, mut seat) => {
+                let woken = self.shared.work(move || resting.wake(Box::new(move || clock()))).await;
+                let capture = match woken {
+                    Some(Ok(capture)) => Box::new(capture),
                     Some(Err(refused)) => {
                         let Refused { unharmed, why } = *refused;
                         if !why.is_final() {
-                            self.held = Held::Resting(Box::new(unharmed), permit);
+                            self.held = Held::Resting(Box::new(unharmed), seat);
                         }
                         return Err(NotTaken::Capture(why));
                     }
                     None => return Err(NotTaken::panicked()),
-                }
+                };
+                seat.descriptors.merge(more);
+                self.live(&capture);
+                return Ok((capture, seat));
             }
             Held::Parked(parked) => {
                 self.held = Held::Parked(parked.clone());
@@ -197,7 +243,8 @@ impl Driver {
             Held::Nothing => self.begin(None).await?,
         };
         self.live(&capture);
-        Ok((capture, room))
+        let place = place.ok_or_else(NotTaken::panicked)?;
+        Ok((capture, Seat { _place: place, descriptors: more }))
     }
 
     /// It is being captured from now on.
@@ -240,45 +287,61 @@ impl Driver {
                 line.forget();
             }
         }
-        let asked = database.lines.iter().filter(|line| !line.is_fenced()).map(|line| line.newest(left));
-        let answers = futures::future::join_all(asked).await;
-        let mut newest: Option<Newest> = None;
-        let (mut reachable, mut why, mut floor) = (0, String::new(), Txid(u64::MAX));
-        for answer in answers {
+        let evidence = Evidence::new(left, &database.folder());
+        let lines: Vec<_> = database.lines.iter().filter(|line| !line.is_fenced()).collect();
+        let answers = futures::future::join_all(lines.iter().map(|line| line.newest(left))).await;
+        let (mut answered, mut why) = (Vec::new(), None);
+        // Where replicas are ahead of what is known here, that counts, otherwise what is known here.
+        let mut ahead = Found::NOTHING;
+        for (line, answer) in lines.iter().zip(answers) {
             match answer {
                 Ok(found) => {
-                    reachable += 1;
-                    floor = floor.min(found.map_or(Txid::ZERO, |found| found.txid));
-                    if found.is_some_and(|found| newest.is_none_or(|newest| newest.txid < found.txid)) {
-                        newest = found;
+                    answered.push((*line, found));
+                    if found.txid > ahead.txid && left.is_none_or(|left| left.txid < found.txid) {
+                        ahead = found;
                     }
                 }
-                Err(error) => (why, floor) = (error.to_string(), Txid::ZERO),
+                Err(error) => {
+                    let why = why.insert(error.to_string());
+                    line.suppose(why, evidence.clone());
+                }
             }
         }
-        if reachable == 0 {
-            // Rather than to leave the log to its fate until one of them answers: what is known here is gone on from, and proves right or wrong
-            // before anything is uploaded.
-            match left {
-                _ if why.is_empty() => {
+        if answered.is_empty() {
+            match (why, left) {
+                (None, _) => {
                     let why =
                         "another writer went on in every replica; see that only one writes them, then start it again";
                     return Err(NotTaken::Other(why.to_owned()));
                 }
-                None => return Err(NotTaken::Other(format!("cannot ask the replica what it holds: {why}"))),
-                Some(left) => {
+                (Some(why), None) => {
+                    return Err(NotTaken::Other(format!("cannot ask the replica what it holds: {why}")));
+                }
+                // Rather than to leave the log to its fate until one of them answers: what is known here is gone on from.
+                (Some(why), Some(_)) => {
                     tracing::warn!(path = %database.path().display(), why, "no replica answers; what is committed is kept here");
-                    newest = Some(Newest { txid: left.txid, checksum: None, time: None });
-                    database.lines.iter().filter(|line| !line.is_fenced()).for_each(|line| line.suppose(&why));
                 }
             }
         }
-        let mut file = None;
-        if let Some(newest) = newest.filter(|newest| left.is_none_or(|left| left.txid < newest.txid)) {
-            for line in database.lines.iter().filter(|line| line.reached() == Some(newest.txid)) {
-                file = line.file_of(newest.txid).await;
+        let mut source = None;
+        if ahead.txid > Txid::ZERO {
+            for (line, _) in answered.iter().filter(|(_, found)| found.txid == ahead.txid) {
+                if source.is_none() {
+                    source = line.file_of(ahead.txid).await.map(|file| (*line, file));
+                }
             }
         }
+        let newest = match left {
+            Some(left) if ahead.txid == Txid::ZERO => Some(Newest { txid: left.txid, checksum: None, time: None }),
+            _ if ahead.txid == Txid::ZERO => None,
+            _ => Some(Newest { txid: ahead.txid, checksum: ahead.checksum, time: None }),
+        };
+        let known = |found: &Found| ahead.txid == Txid::ZERO && evidence.knows(found);
+        let unanswered = answered.len() < lines.len();
+        let floors = answered.iter().filter(|(_, found)| known(found)).map(|(_, found)| found.txid);
+        let floor =
+            if unanswered { Txid::ZERO } else { floors.min().or(newest.map(|newest| newest.txid)).unwrap_or_default() };
+        let (source, file) = source.unzip();
         let (settings, clock) = (database.settings.clone(), self.shared.options.clock.clone());
         let started = Instant::now();
         let capture = self
@@ -304,7 +367,12 @@ impl Driver {
             None => return Err(NotTaken::panicked()),
         };
         for line in &database.lines {
-            line.refill(&staged, capture.txid(), started);
+            let found = answered.iter().find(|(answered, _)| Arc::ptr_eq(answered, line)).map(|(_, found)| found);
+            let ours = found.is_some_and(known) || source.is_some_and(|source| Arc::ptr_eq(source, line));
+            if let Some(found) = found.filter(|_| !ours && ahead.txid == Txid::ZERO) {
+                line.say_foreign(found.txid);
+            }
+            line.refill(&staged, capture.txid(), started, ours);
         }
         if !database.cleaned.swap(true, Ordering::Relaxed) {
             database.clean();
@@ -334,7 +402,7 @@ impl Driver {
     }
 
     /// Captures where that is due. Tells when it will be.
-    async fn tick(&mut self, mut capture: Box<Capture>, permit: OwnedSemaphorePermit) -> Option<Instant> {
+    async fn tick(&mut self, mut capture: Box<Capture>, permit: Seat) -> Option<Instant> {
         let now = Instant::now();
         if self.database.lines.iter().any(|line| line.wants_anew()) {
             // Another writer has been there. What was captured and not uploaded will be in the snapshot.
@@ -343,11 +411,17 @@ impl Driver {
             self.recoveries += 1;
             return Some(now + pause.min(LONGEST_RECOVERY));
         }
-        let (asked, changed, snapshot, drill) = {
+        let (asked, changed, snapshot, drill, closing) = {
             let mut face = self.database.face();
             let now = face.urgent || face.asked > face.answered;
             face.urgent = false;
-            (now.then_some(face.asked), face.changed, face.snapshot.take(), std::mem::take(&mut face.drill))
+            (
+                now.then_some(face.asked),
+                face.changed,
+                face.snapshot.take(),
+                std::mem::take(&mut face.drill),
+                face.closing,
+            )
         };
         let based = self.database.lines.iter().any(|line| line.needs_base());
         let snapshot = snapshot.or_else(|| based.then(|| "a replica lacks what comes before".to_owned()));
@@ -371,7 +445,7 @@ impl Driver {
                 if let (Ok(()), Some(why)) = (&outcome, snapshot) {
                     outcome = capture.snapshot_now(&why).map(|more| staged.extend(more));
                 }
-                if outcome.is_ok() {
+                if outcome.is_ok() && !closing {
                     outcome = capture.checkpoint_if_due().map(|more| staged.extend(more));
                 }
                 let mut digest = None;
@@ -433,7 +507,7 @@ impl Driver {
     }
 
     /// Lets the database rest where nothing has changed for long, and the driver end. Otherwise tells when there is something to do.
-    async fn rest(&mut self, mut capture: Box<Capture>, mut permit: OwnedSemaphorePermit) -> Option<Instant> {
+    async fn rest(&mut self, mut capture: Box<Capture>, mut permit: Seat) -> Option<Instant> {
         let now = Instant::now();
         let place = self.database.face().place.clone();
         if let Some(place) = &place {
@@ -443,7 +517,8 @@ impl Driver {
         // Where others wait for their turn, nobody keeps his place for longer than he needs it.
         let crowded = self.shared.descriptors.available_permits() < LIVE as usize;
         let long = crowded || now >= self.quiet + self.shared.options.rest_after;
-        if !long && !std::mem::take(&mut self.fresh) || lines.iter().any(|line| line.needs_base()) {
+        let closing = self.database.face().closing;
+        if closing || !long && !std::mem::take(&mut self.fresh) || lines.iter().any(|line| line.needs_base()) {
             self.held = Held::Live(capture, permit);
             return Some(now + LOOK);
         }
@@ -475,9 +550,9 @@ impl Driver {
                 return Some(now + LOOK);
             }
         };
-        let kept = permit.split(RESTING as usize);
-        drop(permit);
-        let (Some(kept), Some(place)) = (kept, place) else { return Some(now) };
+        let (Some(kept), Some(place)) = (permit.descriptors.split(RESTING as usize), place) else { return Some(now) };
+        // The others are given back.
+        permit.descriptors = kept;
         for line in lines {
             line.forget_files();
         }
@@ -489,7 +564,7 @@ impl Driver {
             || face.snapshot.is_some()
             || face.drill
             || lines.iter().any(|line| line.needs_base() || line.wants_anew());
-        let held = Held::Resting(Box::new(resting), kept);
+        let held = Held::Resting(Box::new(resting), permit);
         let Ok(watch) = watch else {
             self.held = held;
             return Some(now);
@@ -517,7 +592,8 @@ impl Driver {
         let dropped: Vec<_> = lines.iter().flat_map(|line| line.push(staged, since)).collect();
         // Where nobody takes them any more, what comes next begins with a snapshot.
         let useless = if lines.iter().all(|line| line.is_fenced()) { staged } else { &[] };
-        for staged in dropped.iter().chain(useless) {
+        useless.iter().for_each(|staged| self.database.discard(staged));
+        for staged in &dropped {
             self.database.uploaded(staged, &self.shared);
         }
     }
@@ -549,8 +625,14 @@ impl Driver {
     async fn finish(&mut self) -> Option<Instant> {
         let clock = self.shared.options.clock.clone();
         let outcome = match std::mem::take(&mut self.held) {
-            Held::Live(capture, _permit) => self.shared.work(move || capture.stop()).await,
-            Held::Resting(resting, _permit) => self.shared.work(move || resting.stop(Box::new(move || clock()))).await,
+            Held::Live(capture, _seat) => {
+                let began = Instant::now();
+                while began.elapsed() < SETTLES && !capture.proves_itself() {
+                    tokio::time::sleep(SETTLES / 10).await;
+                }
+                self.shared.work(move || capture.stop()).await
+            }
+            Held::Resting(resting, _seat) => self.shared.work(move || resting.stop(Box::new(move || clock()))).await,
             Held::Nothing | Held::Parked(_) => None,
         };
         match outcome {

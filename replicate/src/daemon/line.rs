@@ -24,8 +24,8 @@ use tokio::sync::Notify;
 use super::Shared;
 use super::spec::{Options, Target};
 use super::status::{ReplicaCounters, ReplicaStatus};
-use crate::stage::Staged;
-use crate::{Left, Newest};
+use crate::Left;
+use crate::stage::{Had, Stage, Staged};
 
 /// Longer files are sent from where they lie.
 const IN_MEMORY: u64 = 8 << 20;
@@ -65,8 +65,10 @@ struct State {
     proof: Option<Timestamp>,
     failing: Option<Failing>,
     fenced: Option<String>,
-    /// Whether what it holds was supposed, as it did not answer.
-    supposed: bool,
+    /// Whether it holds something else than was supposed, so that it is to be asked anew.
+    mistaken: bool,
+    /// What will tell whether what it holds is ours, where it did not answer yet.
+    evidence: Option<Box<Evidence>>,
     /// Whether it lacks what comes before the queue.
     needs_base: bool,
     /// Whether a snapshot is wanted beside the next file that holds all.
@@ -92,6 +94,57 @@ struct Failing {
     since: Instant,
     why: String,
     until: Instant,
+}
+
+/// What a replica holds last.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Found {
+    /// 0 where it is empty.
+    pub(crate) txid: Txid,
+    /// Of the file, where it is that of a single TXID.
+    pub(crate) checksum: Option<Checksum>,
+    /// Who wrote the file, where it is not.
+    writer: Option<u64>,
+    /// Whether we know because we put it there.
+    known: bool,
+}
+
+impl Found {
+    pub(crate) const NOTHING: Self = Self { txid: Txid::ZERO, checksum: None, writer: None, known: false };
+}
+
+/// What is known here of what was captured, to tell whether what a replica holds is that.
+#[derive(Clone, Debug)]
+pub(crate) struct Evidence {
+    left: Option<Left>,
+    /// Where captured files wait.
+    folder: PathBuf,
+}
+
+impl Evidence {
+    pub(crate) fn new(left: Option<Left>, meta: &Path) -> Self {
+        Self { left, folder: meta.join("ltx").join("0") }
+    }
+
+    /// Whether that is certainly ours. Nothing is not another's.
+    pub(crate) fn knows(&self, found: &Found) -> bool {
+        if found.known || found.txid == Txid::ZERO {
+            return true;
+        }
+        let Some(left) = self.left.filter(|left| found.txid <= left.txid) else { return false };
+        match found.checksum {
+            None => found.writer == Some(left.node_id),
+            Some(theirs) => self.checksum(&left, found.txid) == Some(theirs),
+        }
+    }
+
+    fn checksum(&self, left: &Left, txid: Txid) -> Option<Checksum> {
+        if left.txid == txid {
+            return Some(left.checksum);
+        }
+        let had = Had::find(&self.folder).filter(|had| had.txid == txid).map(|had| had.checksum);
+        had.or_else(|| Stage::read_in(&self.folder, txid).ok().map(|staged| staged.checksum))
+    }
 }
 
 /// What the queue's next file needs.
@@ -146,6 +199,24 @@ impl State {
         }
     }
 
+    /// Sees that the queue goes on from what the replica holds, if that is `ours`; otherwise it begins with all of the database.
+    fn fit(&mut self, ours: bool) {
+        let Some(reached) = self.reached else { return };
+        self.queue.retain(|job| job.staged.txid > reached);
+        let fits = match self.queue.front() {
+            Some(front) => front.staged.complete || ours && front.staged.txid == reached.next(),
+            None => ours && reached >= self.queued,
+        };
+        if fits {
+            self.needs_base = false;
+        } else if let Some(base) = self.queue.iter().position(|job| job.staged.complete) {
+            self.queue.drain(..base);
+            self.needs_base = false;
+        } else {
+            self.needs_base = true;
+        }
+    }
+
     /// Whether nothing can be uploaded before something else has happened.
     fn is_stuck(&self) -> bool {
         self.fenced.is_some() || self.needs_base || self.closed
@@ -168,22 +239,21 @@ impl Line {
     }
 
     /// What it holds last, asked where it is not known. `left` is what an earlier process left behind: then one request is enough, as a rule.
-    pub(crate) async fn newest(&self, left: Option<Left>) -> litestream_pageindex::Result<Option<Newest>> {
-        if let Some(reached) = self.state().reached {
-            return Ok((reached > Txid::ZERO).then_some(Newest { txid: reached, checksum: None, time: None }));
+    pub(crate) async fn newest(&self, left: Option<Left>) -> litestream_pageindex::Result<Found> {
+        if let Some(txid) = self.state().reached {
+            return Ok(Found { txid, known: true, ..Found::NOTHING });
         }
         let found = self.ask(left.map_or(Txid::ZERO, |left| left.txid)).await?;
         let mut state = self.state();
-        let txid = found.map_or(Txid::ZERO, |newest| newest.txid);
-        state.reached = Some(txid);
-        if let Some(left) = left.filter(|left| txid > Txid::ZERO && left.txid >= txid) {
+        state.reached = Some(found.txid);
+        if let Some(left) = left.filter(|left| found.txid > Txid::ZERO && left.txid >= found.txid) {
             state.page_size = Some(left.page_size);
         }
         Ok(found)
     }
 
     /// Asks what it holds last. Where we have captured up to `ours`, one request tells that it holds the same, and another one that it is the same.
-    async fn ask(&self, ours: Txid) -> litestream_pageindex::Result<Option<Newest>> {
+    async fn ask(&self, ours: Txid) -> litestream_pageindex::Result<Found> {
         let replica = &self.target.replica;
         let (mut at, mut newest) = (None, None);
         if ours > Txid::ZERO {
@@ -198,21 +268,24 @@ impl Line {
             newest = listing.into_files().max_by_key(|file| (file.name.max, Reverse(file.level)));
         }
         self.state().proof = at;
-        let Some(file) = newest else { return Ok(None) };
-        // Its checksum tells whether it is ours.
-        let mut checksum = None;
+        let Some(file) = newest else { return Ok(Found::NOTHING) };
+        let mut found = Found { txid: file.name.max, ..Found::NOTHING };
+        // Its checksum, or who wrote it, tells whether it is ours.
         if file.name == FileName::new(file.name.max, file.name.max) {
             let (_, last) = replica.get(file.key(), Some(&file.object), GetRange::Last(8)).await?;
-            checksum = <[u8; 8]>::try_from(&last[..]).ok().map(|last| Checksum(u64::from_be_bytes(last)));
+            found.checksum = <[u8; 8]>::try_from(&last[..]).ok().map(|last| Checksum(u64::from_be_bytes(last)));
         }
-        if ours == Txid::ZERO {
-            // Nothing here says what size its pages have.
+        if ours == Txid::ZERO || found.checksum.is_none() {
             let (_, head) = replica.get(file.key(), Some(&file.object), GetRange::Span(0..HEADER_LEN as u64)).await?;
             let header =
                 Header::parse(&head).map_err(|error| litestream_pageindex::Error::format(file.key(), error))?;
-            self.state().page_size = Some(header.page_size);
+            found.writer = Some(header.node_id).filter(|writer| *writer != 0);
+            if ours == Txid::ZERO {
+                // Nothing here says what size its pages have.
+                self.state().page_size = Some(header.page_size);
+            }
         }
-        Ok(Some(Newest { txid: file.name.max, checksum, time: None }))
+        Ok(found)
     }
 
     /// The file of this TXID in level 0, where it is small: what the log may show that it was made of.
@@ -227,48 +300,65 @@ impl Line {
 
     /// Asks it what it holds where it could not be asked when the others were.
     async fn catch_up(&self) -> Result<(), Trouble> {
-        let newest = self.ask(Txid::ZERO).await?;
-        let mut state = self.state();
-        let txid = newest.map_or(Txid::ZERO, |newest| newest.txid);
-        let theirs = newest.and_then(|newest| newest.checksum);
-        let ours = state.queue.iter().find(|job| job.staged.txid == txid).map(|job| job.staged.checksum);
-        let why = match () {
-            () if txid > state.queued => format!("it holds transaction {txid}, of which nothing is known here"),
-            () if theirs.zip(ours).is_some_and(|(theirs, ours)| theirs != ours) => {
-                format!("its transaction {txid} is another one than ours")
-            }
-            () => {
-                (state.reached, state.supposed) = (Some(txid), false);
-                return Ok(());
-            }
+        let found = self.ask(Txid::ZERO).await?;
+        let evidence = self.state().evidence.clone();
+        let proven = match evidence {
+            Some(evidence) => tokio::task::spawn_blocking(move || evidence.knows(&found))
+                .await
+                .map_err(|error| Trouble::Failed(error.to_string()))?,
+            None => found.txid == Txid::ZERO,
         };
-        Err(if state.supposed { Trouble::Mistaken(why) } else { Trouble::Fenced(why) })
+        let mut state = self.state();
+        let txid = found.txid;
+        if txid > state.queued {
+            return Err(Trouble::Mistaken(format!("it holds transaction {txid}, of which nothing is known here")));
+        }
+        let queued = state.queue.iter().find(|job| job.staged.txid == txid).map(|job| job.staged.checksum);
+        let ours = proven || queued.is_some() && queued == found.checksum;
+        if !ours {
+            self.say_foreign(txid);
+        }
+        state.reached = Some(txid);
+        state.evidence = None;
+        state.fit(ours);
+        Ok(())
+    }
+
+    /// Says that what the replica holds is not known to be ours.
+    pub(crate) fn say_foreign(&self, txid: Txid) {
+        let url = self.target.replica.url();
+        tracing::warn!(%url, "the replica's transaction {txid} is another one than ours, or cannot be compared: it gets a snapshot of the whole database");
     }
 
     /// Forgets what is known of the replica, and that another writer was there: it is asked again.
     pub(crate) fn forget(&self) {
         let mut state = self.state();
         (state.reached, state.fenced, state.failing) = (None, None, None);
-        (state.needs_base, state.supposed, state.page_size) = (false, false, None);
+        (state.needs_base, state.mistaken, state.evidence, state.page_size) = (false, false, None, None);
+        // Another writer may have put files.
+        state.put = Vec::new();
+        drop(state);
+        if let Ok(mut upkeep) = self.upkeep.try_lock() {
+            *upkeep = None;
+        }
     }
 
-    /// Supposes that it holds what we know of, or less: it does not answer, and is asked again before anything is uploaded.
-    pub(crate) fn suppose(&self, why: &str) {
+    /// Goes on without knowing what it holds: it does not answer, and is asked again before anything is uploaded.
+    pub(crate) fn suppose(&self, why: &str, evidence: Evidence) {
         let (mut state, since) = (self.state(), Instant::now());
-        state.supposed = true;
+        state.evidence = Some(Box::new(evidence));
         state.failing = Some(Failing { since, why: why.to_owned(), until: since + PAUSE.0 });
     }
 
-    /// Empties the queue, and fills it with what is still to go there of what was captured up to a TXID.
-    pub(crate) fn refill(&self, staged: &[Staged], captured: Txid, since: Instant) {
+    /// Empties the queue, and fills it with what is still to go there of what was captured up to a TXID. `ours` says whether what is there is known
+    /// to be ours.
+    pub(crate) fn refill(&self, staged: &[Staged], captured: Txid, since: Instant, ours: bool) {
         let mut state = self.state();
-        let reached = state.reached.unwrap_or_default();
-        (state.needs_base, state.closed) = (false, false);
-        state.queue.clear();
-        let wanted = staged.iter().filter(|staged| staged.txid > reached);
-        state.queue.extend(wanted.map(|staged| Job { staged: staged.clone(), since }));
+        state.closed = false;
+        state.queue = staged.iter().map(|staged| Job { staged: staged.clone(), since }).collect();
         state.queued = captured;
-        if state.queue.is_empty() && state.proof.is_some() {
+        state.fit(ours);
+        if state.queue.is_empty() && !state.needs_base && state.proof.is_some() {
             state.last_sync = state.proof;
         }
     }
@@ -307,11 +397,11 @@ impl Line {
         idle
     }
 
-    /// Whether it has no need of a TXID's file any more.
-    pub(crate) fn is_past(&self, txid: Txid) -> bool {
+    /// Whether it has no need of a TXID's file any more. Nothing, where it will never have any: another writer went on.
+    pub(crate) fn is_past(&self, txid: Txid) -> Option<bool> {
         let state = self.state();
         let first = state.queue.front().map(|job| job.staged.txid);
-        state.fenced.is_some() || state.queued >= txid && first.is_none_or(|first| first > txid)
+        state.fenced.is_none().then_some(state.queued >= txid && first.is_none_or(|first| first > txid))
     }
 
     /// Whether it holds all up to a TXID; an error where it never will by itself.
@@ -334,7 +424,7 @@ impl Line {
     /// Whether it is to be asked anew and gone on with, although another writer has been there.
     pub(crate) fn wants_anew(&self) -> bool {
         let state = self.state();
-        state.fenced.is_some() && (self.target.auto_recover || state.supposed)
+        state.fenced.is_some() && (self.target.auto_recover || state.mistaken)
     }
 
     pub(crate) fn needs_base(&self) -> bool {
@@ -365,7 +455,9 @@ impl Line {
                 if !state.busy {
                     return;
                 }
-                (state.queue.front().cloned(), state.failing.as_ref().map(|failing| failing.until))
+                // Where it is not known what the replica holds, that comes first.
+                let job = state.reached.and_then(|_| state.queue.front().cloned());
+                (job, state.failing.as_ref().map(|failing| failing.until))
             };
             if let Some(until) = until.filter(|until| *until > Instant::now()) {
                 tokio::select! {
@@ -383,14 +475,15 @@ impl Line {
                 None => Box::pin(self.catch_up()).await.map(|()| None),
             };
             drop(permit);
-            self.note(job.as_ref(), sent, &shared.options);
-            if let Some(job) = job.filter(|job| self.is_past(job.staged.txid)) {
+            // Those of a queue that was given up may be what others have had already.
+            let given_up = self.note(job.as_ref(), sent, &shared.options);
+            for job in job.iter().chain(&given_up) {
                 done(&job.staged);
             }
         }
     }
 
-    fn note(&self, job: Option<&Job>, sent: Result<Option<FileInfo>, Trouble>, options: &Options) {
+    fn note(&self, job: Option<&Job>, sent: Result<Option<FileInfo>, Trouble>, options: &Options) -> VecDeque<Job> {
         let url = self.target.replica.url();
         let mut state = self.state();
         match sent {
@@ -401,7 +494,7 @@ impl Line {
                 if let Some(job) = job {
                     state.sent(job, file);
                 }
-                if state.queue.is_empty() {
+                if state.queue.is_empty() && !state.needs_base {
                     state.last_sync = Some((options.clock)());
                 }
             }
@@ -409,15 +502,15 @@ impl Line {
             Err(Trouble::Fenced(why)) => {
                 tracing::error!(%url, why, "another writer went on: uploading has stopped");
                 state.errors += 1;
-                state.queue.clear();
                 state.failing = None;
                 state.fenced = Some(why);
+                return std::mem::take(&mut state.queue);
             }
             Err(Trouble::Mistaken(why)) => {
                 tracing::warn!(%url, "the replica answers again: {why}; it is gone on with behind that");
-                state.queue.clear();
                 state.failing = None;
-                state.fenced = Some(why);
+                (state.fenced, state.mistaken) = (Some(why), true);
+                return std::mem::take(&mut state.queue);
             }
             Err(Trouble::Failed(why)) => {
                 state.errors += 1;
@@ -432,13 +525,11 @@ impl Line {
                 state.failing = Some(Failing { since, why, until: Instant::now() + pause.mul_f64(apart) });
             }
         }
+        VecDeque::new()
     }
 
     /// Brings one file there. Nothing, where it was there.
     async fn send(&self, staged: &Staged, options: &Options) -> Result<Option<FileInfo>, Trouble> {
-        if self.reached().is_none() {
-            self.catch_up().await?;
-        }
         if self.state().reached >= Some(staged.txid) {
             return Ok(None);
         }
@@ -581,8 +672,8 @@ impl Line {
         scratch: &Path,
     ) -> litestream_pageindex::Result<Kept> {
         let mut upkeep = self.upkeep.lock().await;
-        self.due.store(NEVER, Ordering::Relaxed);
         let Some(reached) = self.reached() else { return Ok(Kept::default()) };
+        self.due.store(NEVER, Ordering::Relaxed);
         let now = clock();
         let put = std::mem::take(&mut self.state().put);
         let mut taken = match upkeep.take() {
@@ -618,7 +709,6 @@ fn shortest(schedule: &Schedule) -> i64 {
     i64::try_from(shortest.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// A file that goes with this.
 /// What a file that holds everything is made into for a replica that lacks what comes before it.
 pub(super) const BASE: &str = "base-";
 
@@ -628,6 +718,7 @@ fn base_name() -> String {
     format!("{BASE}{}", COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
+/// A file that goes with this.
 struct Scratch(PathBuf);
 
 impl Drop for Scratch {

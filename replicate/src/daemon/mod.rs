@@ -97,6 +97,9 @@ struct Shared {
     /// One for each descriptor that databases may use, and how many are few, and enough.
     descriptors: Arc<Semaphore>,
     room: (usize, usize),
+    /// One for each database that may be held, and the same.
+    places: Arc<Semaphore>,
+    free: (usize, usize),
     sweep: sweep::Sweep,
     runtime: tokio::runtime::Handle,
 }
@@ -140,7 +143,11 @@ impl Daemon {
     pub fn new(options: Options) -> Self {
         let descriptors = usize::try_from(options.descriptors).unwrap_or(usize::MAX);
         let descriptors = descriptors.clamp(2 * driver::LIVE as usize, Semaphore::MAX_PERMITS);
-        let some = options.starts.max(1) * driver::LIVE as usize;
+        let starts = options.starts.max(1);
+        let some = starts * driver::LIVE as usize;
+        let (live, resting) = (driver::LIVE as usize, driver::RESTING as usize);
+        // However many rest, a few can be taken up.
+        let places = (descriptors - (live - resting) * (descriptors / 80).clamp(1, 16)) / resting;
         let shared = Arc::new(Shared {
             captures: Semaphore::new(options.captures.max(1)),
             starts: Arc::new(Semaphore::new(options.starts.max(1))),
@@ -153,7 +160,9 @@ impl Daemon {
             starting: AtomicBool::new(false),
             ending: AtomicBool::new(false),
             descriptors: Arc::new(Semaphore::new(descriptors)),
-            room: (some.min(descriptors / 4).max(driver::LIVE as usize), (2 * some).min(descriptors / 2)),
+            room: (some.min(descriptors / 4), (2 * some).min(descriptors / 2)),
+            places: Arc::new(Semaphore::new(places)),
+            free: (starts.min(places / 4).max(1), (2 * starts).min(places / 2).max(1)),
             sweep: sweep::Sweep::default(),
             runtime: tokio::runtime::Handle::current(),
             options,

@@ -304,14 +304,15 @@ impl Slot {
 
 /// Parks those that have rested longest, where descriptors run short.
 fn make_room(shared: &Arc<Shared>) {
-    let (few, enough) = shared.room;
-    let room = shared.descriptors.available_permits();
-    if room >= few {
+    let lacking = |free: usize, (few, enough): (usize, usize)| if free < few { enough.saturating_sub(free) } else { 0 };
+    let descriptors = lacking(shared.descriptors.available_permits(), shared.room);
+    let places = lacking(shared.places.available_permits(), shared.free);
+    let count = places.max(descriptors.div_ceil(super::driver::RESTING as usize));
+    if count == 0 {
         return;
     }
-    let count = (enough - room).div_ceil(super::driver::RESTING as usize);
     let resting = shared.sweep.slots().resting(count);
     let tried = resting.len();
     let parked = resting.into_iter().filter(|database| database.park()).count();
-    tracing::debug!(room, few, count, tried, parked, "descriptors run short: parking");
+    tracing::debug!(count, tried, parked, "descriptors run short: parking");
 }

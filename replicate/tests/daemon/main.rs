@@ -4,6 +4,7 @@
 mod checkpoints;
 mod deleted;
 mod drills;
+mod foreign;
 mod keeps_small;
 #[path = "../support/obedient.rs"]
 mod obedient;

@@ -137,7 +137,8 @@ impl Site {
 
     pub(crate) fn staged(&self, name: &str) -> usize {
         let folder = self.path(&format!(".{name}-litestream")).join("ltx/0");
-        std::fs::read_dir(folder).map_or(0, |entries| entries.count())
+        let is_file = |entry: &std::fs::DirEntry| entry.path().extension().is_some_and(|extension| extension == "ltx");
+        std::fs::read_dir(folder).map_or(0, |entries| entries.flatten().filter(is_file).count())
     }
 }
 

@@ -117,6 +117,34 @@ fn when_it_was_remembered_and_nobody_was_there() {
     }
 }
 
+/// The log would prove that nothing came after; but not of this file.
+#[test]
+fn just_before_it_is_stopped_with_a_log() {
+    for rests in [true, false] {
+        let mut world = world();
+        let copy = world.path.with_file_name("copy");
+        let mut application = Application::open(&world.path);
+        application.insert(250);
+        assert!(application.checkpoint("TRUNCATE"));
+        cp(&world.path, &copy);
+        application.run("UPDATE t SET body = randomblob(2000)");
+        let mut capture = world.start();
+        if rests {
+            let resting = world.rest(capture);
+            cp(&copy, &world.path);
+            world.replica.take(resting.stop(world.clock()).unwrap());
+        } else {
+            world.replica.take(capture.checkpoint_now().unwrap());
+            world.time.fetch_add(1_000, std::sync::atomic::Ordering::Relaxed);
+            world.replica.take(capture.pass().unwrap());
+            cp(&copy, &world.path);
+            world.replica.take(capture.stop().unwrap());
+        }
+        application.kill();
+        captured_anew(&mut world);
+    }
+}
+
 /// Who may read a file, and under how many names it lies, is no change of it.
 #[test]
 fn a_file_that_only_got_another_mode_is_still_the_same() {

@@ -53,6 +53,12 @@ struct Known {
     spots: Option<Spots>,
 }
 
+impl Known {
+    fn look_at_files(&mut self) {
+        self.files = self.databases.keys().filter_map(|path| file_at(path)).collect();
+    }
+}
+
 impl Running {
     /// Nothing is replicated yet.
     pub(crate) fn new(config: Config, policy: &RetryPolicy) -> Self {
@@ -156,12 +162,18 @@ impl Running {
     ///
     /// # Errors
     /// What would be harmed.
-    fn register_beside(&self, database: DbConfig, spec: Spec) -> Result<bool, String> {
+    pub(crate) fn register_beside(&self, database: DbConfig, spec: Spec) -> Result<bool, String> {
         let mut known = self.known();
         if known.databases.contains_key(&database.path) {
             return Ok(false);
         }
-        if file_at(&database.path).is_some_and(|file| known.files.contains(&file)) {
+        let file = file_at(&database.path);
+        let taken = |known: &Known| file.is_some_and(|file| known.files.contains(&file));
+        if taken(&known) {
+            // It may be one of a database that is no longer replicated.
+            known.look_at_files();
+        }
+        if taken(&known) {
             return Err(format!("{}: the same file is replicated by another name already", database.path.display()));
         }
         if known.spots.is_none() {
@@ -205,8 +217,7 @@ impl Running {
 
     /// Looks again which files are replicated.
     pub(crate) fn look_at_files(&self) {
-        let mut known = self.known();
-        known.files = known.databases.keys().filter_map(|path| file_at(path)).collect();
+        self.known().look_at_files();
     }
 
     /// Looks into a file, unless that is replicated: whoever closes a descriptor of such a file takes SQLite's locks away from it.
@@ -388,6 +399,8 @@ dbs:
         assert_eq!(register("b", "s3://bucket/x/b").await, Ok(true));
         assert_eq!(register("b", "s3://bucket/x/c").await, Ok(false));
         assert!(register("c", "s3://bucket/x/b").await.is_err());
+        running.unregister(&at("b"), Duration::ZERO).await.unwrap_err();
+        assert_eq!(register("b", "s3://bucket/x/b").await, Ok(true));
         running.unregister(&at("b"), Duration::ZERO).await.unwrap_err();
         assert_eq!(register("c", "s3://bucket/x/b").await, Ok(true));
     }

@@ -108,17 +108,19 @@ impl Watch {
     async fn take_up(&mut self, at: usize, database: DbConfig) {
         let (path, running) = (database.path.clone(), &self.running);
         let folder = &mut self.folders[at];
-        match running.spec_for(&database).await {
-            Ok(spec) => {
-                // Where it is still being let go of, the next look finds it again.
-                if running.register(database, spec) {
-                    tracing::info!(db = %path.display(), "a new database: replicating");
-                    folder.refused.remove(&path);
-                    folder.seen.insert(path);
-                }
+        let registered = match running.spec_for(&database).await {
+            Ok(spec) => running.register_beside(database, spec),
+            Err(error) => Err(format!("{error:#}")),
+        };
+        match registered {
+            Ok(true) => {
+                tracing::info!(db = %path.display(), "a new database: replicating");
+                folder.refused.remove(&path);
+                folder.seen.insert(path);
             }
-            Err(error) => {
-                let why = format!("{error:#}");
+            // Where it is still being let go of, the next look finds it again.
+            Ok(false) => {}
+            Err(why) => {
                 if folder.refused.get(&path) != Some(&why) {
                     tracing::error!(error = why, "a new database cannot be replicated");
                     folder.refused.insert(path, why);

@@ -1,0 +1,152 @@
+//! A replica that holds another one's transaction under a number of ours: nothing of ours may ever be put on top of it but all of the database.
+
+use litestream_fixtures::s3::Down;
+use litestream_replicate::daemon::{ControlError, Daemon, Phase};
+use ltx::Txid;
+use rusqlite::Connection;
+
+use crate::site::{BUCKET, PATIENCE, Site, insert, options, status, synced, until};
+
+fn key(place: &str, txid: Txid) -> String {
+    format!("{place}/0000/{txid}-{txid}.ltx")
+}
+
+/// Puts another database's transaction of that number into a replica.
+async fn put_foreign(site: &Site, place: &str, txid: Txid) {
+    let other = site.database("other.db");
+    let spec = site.spec("other.db", &["other"]).await;
+    let (daemon, path) = (Daemon::new(options()), spec.path().clone());
+    daemon.register(spec);
+    while synced(&daemon, &path).await < txid {
+        insert(&other, 1);
+    }
+    daemon.unregister(&path, PATIENCE).await.unwrap();
+    let foreign = site.server.object(BUCKET, &key("other", txid)).unwrap();
+    site.server.put_object(BUCKET, &key(place, txid), foreign, &[]);
+}
+
+/// Captures what was inserted, without a store.
+async fn capture(daemon: &Daemon, database: &Connection, path: &std::path::Path) -> Txid {
+    insert(database, 1);
+    daemon.sync(path, false, PATIENCE).await.unwrap().txid
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn though_more_of_ours_waits_behind_it() {
+    for restarted in [false, true] {
+        let site = Site::new();
+        let database = site.database("a.db");
+        let spec = site.spec("a.db", &["a"]).await;
+        let path = spec.path().clone();
+        let mut daemon = Daemon::new(options());
+        daemon.register(spec.clone());
+        insert(&database, 1);
+        let before = synced(&daemon, &path).await;
+        put_foreign(&site, "x", before.next()).await;
+        let foreign = site.server.object(BUCKET, &key("x", before.next())).unwrap();
+        site.server.set_down(Some(Down::Refuse)).unwrap();
+        for _ in 0..3 {
+            capture(&daemon, &database, &path).await;
+        }
+        site.server.put_object(BUCKET, &key("a", before.next()), foreign, &[]);
+        site.server.set_down(None).unwrap();
+        until("it is told", || status(&daemon, &path).replicas[0].fenced).await;
+        let refused = daemon.sync(&path, true, PATIENCE).await.unwrap_err();
+        assert!(matches!(refused, ControlError::Failed { .. }), "{refused}");
+        if restarted {
+            daemon.unregister(&path, PATIENCE).await.unwrap_err();
+            daemon = Daemon::new(options());
+            daemon.register(spec);
+        } else {
+            daemon.stop(&path, PATIENCE).await.unwrap_err();
+            daemon.start(&path).unwrap();
+        }
+        synced(&daemon, &path).await;
+        site.check("a.db", "a").await;
+        insert(&database, 1);
+        synced(&daemon, &path).await;
+        site.check("a.db", "a").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn though_another_replica_holds_what_is_ours() {
+    for places in [["a", "b"], ["b", "a"]] {
+        let site = Site::new();
+        let database = site.database("a.db");
+        let spec = site.spec("a.db", &places).await;
+        let path = spec.path().clone();
+        let daemon = Daemon::new(options());
+        daemon.register(spec.clone());
+        insert(&database, 1);
+        let before = synced(&daemon, &path).await;
+        put_foreign(&site, "a", before.next()).await;
+        insert(&database, 1);
+        until("one of them tells", || status(&daemon, &path).replicas.iter().any(|replica| replica.fenced)).await;
+        daemon.unregister(&path, PATIENCE).await.unwrap_err();
+        let daemon = Daemon::new(options());
+        daemon.register(spec);
+        for _ in 0..2 {
+            synced(&daemon, &path).await;
+            for place in places {
+                site.check("a.db", place).await;
+            }
+            insert(&database, 1);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn though_it_did_not_answer_at_the_start() {
+    let site = Site::new();
+    let database = site.database("a.db");
+    let spec = site.spec("a.db", &["a"]).await;
+    let path = spec.path().clone();
+    let daemon = Daemon::new(options());
+    daemon.register(spec.clone());
+    insert(&database, 1);
+    let before = synced(&daemon, &path).await;
+    put_foreign(&site, "a", before.next()).await;
+    insert(&database, 1);
+    until("it is told", || status(&daemon, &path).replicas[0].fenced).await;
+    daemon.unregister(&path, PATIENCE).await.unwrap_err();
+    site.server.set_down(Some(Down::Refuse)).unwrap();
+    let daemon = Daemon::new(options());
+    daemon.register(spec);
+    until("it is held", || matches!(status(&daemon, &path).phase, Phase::Live | Phase::Idle)).await;
+    for _ in 0..2 {
+        capture(&daemon, &database, &path).await;
+    }
+    site.server.set_down(None).unwrap();
+    for _ in 0..2 {
+        synced(&daemon, &path).await;
+        site.check("a.db", "a").await;
+        insert(&database, 1);
+    }
+}
+
+/// Nobody need write for a replica that was emptied to be filled again. TXIDs do not go back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_was_emptied_gets_all_of_the_database_at_the_next_start() {
+    for offline in [false, true] {
+        let site = Site::new();
+        let database = site.database("a.db");
+        let spec = site.spec("a.db", &["a"]).await;
+        let path = spec.path().clone();
+        let daemon = Daemon::new(options());
+        daemon.register(spec.clone());
+        insert(&database, 3);
+        let before = synced(&daemon, &path).await;
+        daemon.unregister(&path, PATIENCE).await.unwrap();
+        for key in site.server.keys(BUCKET) {
+            assert!(site.server.remove_object(BUCKET, &key));
+        }
+        site.server.set_down(offline.then_some(Down::Refuse)).unwrap();
+        let daemon = Daemon::new(options());
+        daemon.register(spec);
+        until("it is held", || matches!(status(&daemon, &path).phase, Phase::Live | Phase::Idle)).await;
+        site.server.set_down(None).unwrap();
+        until("it is filled", || status(&daemon, &path).replicas[0].txid > Some(before)).await;
+        site.check("a.db", "a").await;
+    }
+}
