@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use litestream_fixtures::s3::Down;
+use litestream_pageindex::Target as Moment;
 use litestream_replicate::daemon::{ControlError, Daemon, Phase};
 
-use crate::site::{Site, insert, options, status, synced, until};
+use crate::obedient::Application;
+use crate::site::{PATIENCE, Site, insert, options, rows, status, synced, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_is_down_is_not_pressed_and_gets_everything_afterwards() {
@@ -73,4 +75,33 @@ async fn a_database_that_was_replaced_is_taken_up_anew() {
     until("it is noticed", || status(&daemon, &path).counters.snapshots > snapshots).await;
     synced(&daemon, &path).await;
     site.check("a.db", "a").await;
+}
+
+/// As where one program starts the other, or a machine ends both.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_that_ends_just_before_us_costs_no_snapshot() {
+    let site = Site::new();
+    drop(site.database("a.db"));
+    let mut spec = site.spec("a.db", &["a"]).await;
+    (spec.settings.truncate_when_alone, spec.settings.alone_in_process) = (true, true);
+    let path = spec.path().clone();
+    for round in 0..4 {
+        // It is there first, and copies and begins the log anew as it likes.
+        let mut application = Application::open(&path);
+        application.insert(1);
+        let daemon = Daemon::new(options());
+        daemon.register(spec.clone());
+        synced(&daemon, &path).await;
+        assert_eq!(status(&daemon, &path).counters.snapshots, u64::from(round == 0), "in round {round}");
+        application.insert(1);
+        if round % 2 == 0 {
+            // Or we empty it.
+            synced(&daemon, &path).await;
+        }
+        application.close();
+        let stopped = daemon.unregister(&path, PATIENCE).await.unwrap();
+        assert_eq!(stopped.durable, stopped.txid);
+        // Whoever opened the database here, and closed it, would copy its log.
+        assert_eq!(rows(&site.restored("a", Moment::Latest).await).0, 2 * (round + 1));
+    }
 }
