@@ -55,7 +55,7 @@ impl Standing {
         let anew = |why: String| -> Result<Self> {
             stage.delete(|_| true)?;
             let doubt = Some(format!("{why}; new snapshot"));
-            Ok(Self { last: (newest.txid.max(ours.0), time), waiting: Vec::new(), state, doubt })
+            Ok(Self { last: (newest.txid, time), waiting: Vec::new(), state, doubt })
         };
         let (txid, have) = (newest.txid, ours.0);
         if txid > have {
