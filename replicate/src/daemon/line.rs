@@ -427,8 +427,10 @@ impl Line {
         state.fenced.is_some() && (self.target.auto_recover || state.mistaken)
     }
 
+    /// Whether it lacks what comes before what is captured. One that is fenced gets nothing at all.
     pub(crate) fn needs_base(&self) -> bool {
-        self.state().needs_base
+        let state = self.state();
+        state.needs_base && state.fenced.is_none()
     }
 
     pub(crate) fn want_base(&self) {
@@ -475,9 +477,10 @@ impl Line {
                 None => Box::pin(self.catch_up()).await.map(|()| None),
             };
             drop(permit);
+            let there = sent.is_ok();
             // Those of a queue that was given up may be what others have had already.
             let given_up = self.note(job.as_ref(), sent, &shared.options);
-            for job in job.iter().chain(&given_up) {
+            for job in job.iter().filter(|_| there).chain(&given_up) {
                 done(&job.staged);
             }
         }

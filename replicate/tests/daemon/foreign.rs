@@ -125,6 +125,44 @@ async fn though_it_did_not_answer_at_the_start() {
     }
 }
 
+/// One that is given up asks for nothing, whatever becomes of the database.
+#[tokio::test(flavor = "multi_thread")]
+async fn and_the_database_is_taken_up_anew() {
+    let site = Site::new();
+    let database = site.database("a.db");
+    let spec = site.spec("a.db", &["a", "b"]).await;
+    let path = spec.path().clone();
+    let daemon = Daemon::new(options());
+    daemon.register(spec);
+    insert(&database, 1);
+    let before = synced(&daemon, &path).await;
+    put_foreign(&site, "a", before.next()).await;
+    insert(&database, 1);
+    until("it is told", || status(&daemon, &path).replicas[0].fenced).await;
+    drop(database);
+    let new = site.database("new.db");
+    insert(&new, 7);
+    new.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    drop(new);
+    for suffix in ["-wal", "-shm"] {
+        let _ = std::fs::remove_file(site.path(&format!("a.db{suffix}")));
+    }
+    std::fs::rename(site.path("new.db"), &path).unwrap();
+    let database = site.database("a.db");
+    insert(&database, 1);
+    until("it is taken up", || status(&daemon, &path).counters.snapshots > 1).await;
+    let holds = |found: &litestream_replicate::daemon::Status| found.replicas[1].txid == Some(found.txid);
+    for _ in 0..3 {
+        insert(&database, 1);
+        let txid = daemon.sync(&path, false, PATIENCE).await.unwrap().txid;
+        until("the other one holds it", || status(&daemon, &path).replicas[1].txid >= Some(txid)).await;
+    }
+    until("all is there", || holds(&status(&daemon, &path))).await;
+    site.check("a.db", "b").await;
+    let found = status(&daemon, &path);
+    assert!(found.replicas[0].fenced && found.counters.snapshots == 2 && found.txid <= Txid(before.0 + 8), "{found:?}");
+}
+
 /// Nobody need write for a replica that was emptied to be filled again. TXIDs do not go back.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_was_emptied_gets_all_of_the_database_at_the_next_start() {
