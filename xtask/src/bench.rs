@@ -56,8 +56,14 @@ enum Bench {
     /// Start a process, read and write, hydrate
     #[value(name = "coldstart")]
     ColdStart,
-    /// Replicate live databases
+    /// Replicate live databases: all of the following
     Replicate,
+    /// An application's commits beside a replicator
+    Commits,
+    /// Until commits are durable
+    Lag,
+    /// Databases of which few change
+    Idle,
 }
 
 /// One contestant in one discipline.
@@ -159,8 +165,15 @@ fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
     if wanted(Bench::Restore) {
         restore::run(report)?;
     }
-    if wanted(Bench::Replicate) {
-        replicate::run(report, arguments.large)?;
+    let wanted = |bench| wanted(bench) || arguments.only.contains(&Bench::Replicate);
+    if wanted(Bench::Commits) {
+        replicate::commits(report)?;
+    }
+    if wanted(Bench::Lag) {
+        replicate::lag(report)?;
+    }
+    if wanted(Bench::Idle) {
+        replicate::idle(report, arguments.large)?;
     }
     Ok(())
 }

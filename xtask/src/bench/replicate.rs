@@ -29,12 +29,27 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 const TURN: Duration = Duration::from_secs(75);
 const _: () = assert!(TURN.as_secs() >= CHECKPOINT_INTERVAL.as_secs() + 10, "a turn without a checkpoint");
 
-/// Measures; with `large` ten thousand databases too, and for as long as the target says.
+/// Times an application's commits.
 ///
 /// # Errors
 /// Something does not work.
-pub(super) fn run(report: &mut Report, large: bool) -> Result<()> {
-    commits::run(report)?;
+pub(super) fn commits(report: &mut Report) -> Result<()> {
+    commits::run(report)
+}
+
+/// Times how long commits take until they are durable.
+///
+/// # Errors
+/// Something does not work.
+pub(super) fn lag(report: &mut Report) -> Result<()> {
+    commits::lags(report)
+}
+
+/// Watches databases that are idle; with `large` ten thousand too, and for as long as the target says.
+///
+/// # Errors
+/// Something does not work.
+pub(super) fn idle(report: &mut Report, large: bool) -> Result<()> {
     idle::run(report, large)
 }
 

@@ -54,6 +54,11 @@ pub(super) fn run(report: &mut Report) -> Result<()> {
         let what = format!("SQLITE_BUSY beside ours, synchronous={synchronous}");
         report.at_most("replicate", &what, f64::from(busy[1]), 0.0);
     }
+    Ok(())
+}
+
+pub(super) fn lags(report: &mut Report) -> Result<()> {
+    let (ours, theirs) = (Subject::ours()?, Subject::theirs()?);
     for rate in RATES {
         for subject in [&ours, &theirs] {
             let lag = lag(report, subject, rate)?;
