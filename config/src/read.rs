@@ -589,7 +589,7 @@ impl Reader<'_> {
                 "no replica: write where the data goes, like `replica: {url: s3://BUCKET/PATH}`",
             );
         }
-        let replicas: Vec<_> =
+        let mut replicas: Vec<_> =
             nodes.into_iter().filter_map(|(node, place)| self.replica(node, place, defaults)).collect();
         for (at, replica) in replicas.iter().enumerate() {
             if replicas[..at].iter().any(|other| other.config.url() == replica.config.url()) {
@@ -597,6 +597,8 @@ impl Reader<'_> {
                 self.problem(&format!("{place}.replicas[{at}]"), line, message);
             }
         }
+        // There may be very many databases.
+        replicas.shrink_to_fit();
         replicas
     }
 

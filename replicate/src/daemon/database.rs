@@ -100,7 +100,9 @@ impl Database {
     pub(crate) fn new(spec: Spec) -> Self {
         let sync_interval = spec.sync_interval();
         let Spec { mut settings, replicas, schedule } = spec;
-        let lines = replicas.into_iter().map(|target| Arc::new(Line::new(target))).collect();
+        let mut lines: Vec<_> = replicas.into_iter().map(|target| Arc::new(Line::new(target))).collect();
+        // Collected in place, it would keep as much as the targets needed.
+        lines.shrink_to_fit();
         settings.shrink();
         let face = Face {
             phase: Phase::Starting,

@@ -2,7 +2,8 @@
 //!
 //! This alone knows how a database of the configuration becomes one of the daemon's, and which files must not be opened because they are replicated.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use jiff::Timestamp;
-use litestream_config::{self as config, Config, DbConfig, DbSettings};
+use litestream_config::{self as config, Config, DbConfig, DbEntry, DbSettings};
 use litestream_pageindex::retention::RetentionPolicy;
 use litestream_pageindex::upkeep::Schedule;
 use litestream_replicate::Settings;
@@ -38,6 +39,8 @@ pub(crate) struct Running {
     pub(crate) started: Timestamp,
     /// Where replicas lie.
     stores: Stores,
+    /// Where the configuration has each database that it names, by a hash of its path.
+    named: HashMap<u64, usize>,
     known: Mutex<Known>,
 }
 
@@ -67,7 +70,12 @@ impl Running {
         options.descriptors = descriptors();
         // The daemon tries again by itself, for ever; what is wrong should show before long.
         let policy = RetryPolicy { total: policy.total.min(PATIENCE), ..policy.clone() };
+        let named = config.dbs.iter().enumerate().filter_map(|(at, entry)| match entry {
+            DbEntry::Database(database) => Some((hash(&database.path), at)),
+            DbEntry::Directory(_) => None,
+        });
         Self {
+            named: named.collect(),
             daemon: Daemon::new(options),
             config: Arc::new(config),
             started: Timestamp::now(),
@@ -153,7 +161,7 @@ impl Running {
             spots.add(&database);
         }
         let path = database.path.clone();
-        let configured = self.config.is_configured(&database);
+        let configured = self.is_named(&database) || self.config.is_configured(&database);
         known.databases.insert(path, (!configured).then(|| Box::new(database)));
         true
     }
@@ -210,6 +218,12 @@ impl Running {
         self.configuration(path, own.as_deref())
     }
 
+    /// Whether the configuration names a database, and this is just what it says: it need not be remembered then.
+    fn is_named(&self, database: &DbConfig) -> bool {
+        let entry = self.named.get(&hash(&database.path)).and_then(|at| self.config.dbs.get(*at));
+        matches!(entry, Some(DbEntry::Database(named)) if named == database)
+    }
+
     /// The database's own configuration, or the file's.
     fn configuration(&self, path: &Path, own: Option<&DbConfig>) -> Option<DbConfig> {
         own.cloned().or_else(|| self.config.find_db(path))
@@ -261,6 +275,12 @@ impl Host for Running {
     async fn unregister(&self, path: &Path, patience: Duration) -> Result<Synced, ControlError> {
         Self::unregister(self, path, patience).await
     }
+}
+
+fn hash(path: &Path) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    path.hash(&mut hasher);
+    hasher.finish()
 }
 
 fn file_at(path: &Path) -> Option<(u64, u64)> {
