@@ -52,6 +52,8 @@ pub(crate) struct Line {
 struct State {
     /// Up to where all is there. Not known before it was asked.
     reached: Option<Txid>,
+    /// Whether that is ours: put there by us, or proven. Otherwise nothing may be put on top of it but all of the database.
+    ours: bool,
     /// Of what is there, as far as that is known.
     page_size: Option<PageSize>,
     queue: VecDeque<Job>,
@@ -105,7 +107,7 @@ pub(crate) struct Found {
     pub(crate) checksum: Option<Checksum>,
     /// Who wrote the file, where it is not.
     writer: Option<u64>,
-    /// Whether we know because we put it there.
+    /// Whether that is known to be ours, so that it was not asked.
     known: bool,
 }
 
@@ -183,6 +185,7 @@ impl State {
     fn sent(&mut self, job: &Job, file: Option<FileInfo>) {
         let txid = job.staged.txid;
         self.reached = self.reached.max(Some(txid));
+        self.ours = true;
         if self.queue.front().is_some_and(|front| front.staged.txid == txid) {
             self.queue.pop_front();
         }
@@ -201,6 +204,7 @@ impl State {
 
     /// Sees that the queue goes on from what the replica holds, if that is `ours`; otherwise it begins with all of the database.
     fn fit(&mut self, ours: bool) {
+        self.ours = ours;
         let Some(reached) = self.reached else { return };
         self.queue.retain(|job| job.staged.txid > reached);
         let fits = match self.queue.front() {
@@ -240,8 +244,11 @@ impl Line {
 
     /// What it holds last, asked where it is not known. `left` is what an earlier process left behind: then one request is enough, as a rule.
     pub(crate) async fn newest(&self, left: Option<Left>) -> litestream_pageindex::Result<Found> {
-        if let Some(txid) = self.state().reached {
-            return Ok(Found { txid, known: true, ..Found::NOTHING });
+        {
+            let state = self.state();
+            if let Some(txid) = state.reached.filter(|_| state.ours) {
+                return Ok(Found { txid, known: true, ..Found::NOTHING });
+            }
         }
         let found = self.ask(left.map_or(Txid::ZERO, |left| left.txid)).await?;
         let mut state = self.state();
@@ -334,7 +341,8 @@ impl Line {
     pub(crate) fn forget(&self) {
         let mut state = self.state();
         (state.reached, state.fenced, state.failing) = (None, None, None);
-        (state.needs_base, state.mistaken, state.evidence, state.page_size) = (false, false, None, None);
+        (state.needs_base, state.mistaken, state.ours) = (false, false, false);
+        (state.evidence, state.page_size) = (None, None);
         // Another writer may have put files.
         state.put = Vec::new();
         drop(state);

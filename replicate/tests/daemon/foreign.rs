@@ -1,19 +1,25 @@
 //! A replica that holds another one's transaction under a number of ours: nothing of ours may ever be put on top of it but all of the database.
 
+use std::path::PathBuf;
+
 use litestream_fixtures::s3::Down;
-use litestream_replicate::daemon::{ControlError, Daemon, Phase};
+use litestream_replicate::daemon::{ControlError, Daemon, Spec};
 use ltx::Txid;
 use rusqlite::Connection;
 
-use crate::site::{BUCKET, PATIENCE, Site, insert, options, status, synced, until};
+use crate::site::{BUCKET, PATIENCE, Site, held, insert, options, status, synced, until};
 
 fn key(place: &str, txid: Txid) -> String {
     format!("{place}/0000/{txid}-{txid}.ltx")
 }
 
+/// Ours has many more pages than the other one: what is put on top of a transaction of his does not cover the pages that he wrote.
+const ROWS: u32 = 200;
+
 /// Puts another database's transaction of that number into a replica.
 async fn put_foreign(site: &Site, place: &str, txid: Txid) {
     let other = site.database("other.db");
+    insert(&other, ROWS / 10);
     let spec = site.spec("other.db", &["other"]).await;
     let (daemon, path) = (Daemon::new(options()), spec.path().clone());
     daemon.register(spec);
@@ -31,6 +37,33 @@ async fn capture(daemon: &Daemon, database: &Connection, path: &std::path::Path)
     daemon.sync(path, false, PATIENCE).await.unwrap().txid
 }
 
+struct Fenced {
+    database: Connection,
+    spec: Spec,
+    daemon: Daemon,
+    path: PathBuf,
+    /// The last TXID that is ours in all replicas.
+    before: Txid,
+    /// As long as it is there, the log goes on: a start finds no other reason for a snapshot.
+    reader: Connection,
+}
+
+/// A database that was replicated until another one's transaction took the number of its last one, in the replica `a`.
+async fn fenced(site: &Site, places: &[&str]) -> Fenced {
+    let database = site.database("a.db");
+    let reader = site.reader("a.db");
+    let spec = site.spec("a.db", places).await;
+    let path = spec.path().clone();
+    let daemon = Daemon::new(options());
+    daemon.register(spec.clone());
+    insert(&database, ROWS);
+    let before = synced(&daemon, &path).await;
+    put_foreign(site, "a", before.next()).await;
+    insert(&database, 1);
+    until("it is told", || status(&daemon, &path).replicas.iter().any(|replica| replica.fenced)).await;
+    Fenced { database, spec, daemon, path, before, reader }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn though_more_of_ours_waits_behind_it() {
     for restarted in [false, true] {
@@ -38,9 +71,10 @@ async fn though_more_of_ours_waits_behind_it() {
         let database = site.database("a.db");
         let spec = site.spec("a.db", &["a"]).await;
         let path = spec.path().clone();
+        let _reader = site.reader("a.db");
         let mut daemon = Daemon::new(options());
         daemon.register(spec.clone());
-        insert(&database, 1);
+        insert(&database, ROWS);
         let before = synced(&daemon, &path).await;
         put_foreign(&site, "x", before.next()).await;
         let foreign = site.server.object(BUCKET, &key("x", before.next())).unwrap();
@@ -73,16 +107,7 @@ async fn though_more_of_ours_waits_behind_it() {
 async fn though_another_replica_holds_what_is_ours() {
     for places in [["a", "b"], ["b", "a"]] {
         let site = Site::new();
-        let database = site.database("a.db");
-        let spec = site.spec("a.db", &places).await;
-        let path = spec.path().clone();
-        let daemon = Daemon::new(options());
-        daemon.register(spec.clone());
-        insert(&database, 1);
-        let before = synced(&daemon, &path).await;
-        put_foreign(&site, "a", before.next()).await;
-        insert(&database, 1);
-        until("one of them tells", || status(&daemon, &path).replicas.iter().any(|replica| replica.fenced)).await;
+        let Fenced { database, spec, daemon, path, reader: _reader, .. } = fenced(&site, &places).await;
         daemon.unregister(&path, PATIENCE).await.unwrap_err();
         let daemon = Daemon::new(options());
         daemon.register(spec);
@@ -99,21 +124,12 @@ async fn though_another_replica_holds_what_is_ours() {
 #[tokio::test(flavor = "multi_thread")]
 async fn though_it_did_not_answer_at_the_start() {
     let site = Site::new();
-    let database = site.database("a.db");
-    let spec = site.spec("a.db", &["a"]).await;
-    let path = spec.path().clone();
-    let daemon = Daemon::new(options());
-    daemon.register(spec.clone());
-    insert(&database, 1);
-    let before = synced(&daemon, &path).await;
-    put_foreign(&site, "a", before.next()).await;
-    insert(&database, 1);
-    until("it is told", || status(&daemon, &path).replicas[0].fenced).await;
+    let Fenced { database, spec, daemon, path, reader: _reader, .. } = fenced(&site, &["a"]).await;
     daemon.unregister(&path, PATIENCE).await.unwrap_err();
     site.server.set_down(Some(Down::Refuse)).unwrap();
     let daemon = Daemon::new(options());
     daemon.register(spec);
-    until("it is held", || matches!(status(&daemon, &path).phase, Phase::Live | Phase::Idle)).await;
+    held(&daemon, &path).await;
     for _ in 0..2 {
         capture(&daemon, &database, &path).await;
     }
@@ -125,30 +141,38 @@ async fn though_it_did_not_answer_at_the_start() {
     }
 }
 
+/// What it holds was seen, and then something else went wrong: it is no better known for that.
+#[expect(clippy::disallowed_methods, reason = "what is opened is no database")]
+#[tokio::test(flavor = "multi_thread")]
+async fn though_the_database_could_not_be_captured_at_first() {
+    let site = Site::new();
+    let Fenced { database, spec, daemon, path, reader: _reader, .. } = fenced(&site, &["a"]).await;
+    daemon.unregister(&path, PATIENCE).await.unwrap_err();
+    // Nothing can be put into a folder that is none.
+    let (waiting, away) = (site.path(".a.db-litestream/ltx"), site.path("away"));
+    std::fs::rename(&waiting, &away).unwrap();
+    std::fs::write(&waiting, "").unwrap();
+    let daemon = Daemon::new(options());
+    daemon.register(spec);
+    until("it says what is wrong", || status(&daemon, &path).error.is_some()).await;
+    std::fs::remove_file(&waiting).unwrap();
+    std::fs::rename(&away, &waiting).unwrap();
+    insert(&database, 1);
+    for _ in 0..2 {
+        synced(&daemon, &path).await;
+        site.check("a.db", "a").await;
+        insert(&database, 1);
+    }
+}
+
 /// One that is given up asks for nothing, whatever becomes of the database.
 #[tokio::test(flavor = "multi_thread")]
 async fn and_the_database_is_taken_up_anew() {
     let site = Site::new();
-    let database = site.database("a.db");
-    let spec = site.spec("a.db", &["a", "b"]).await;
-    let path = spec.path().clone();
-    let daemon = Daemon::new(options());
-    daemon.register(spec);
-    insert(&database, 1);
-    let before = synced(&daemon, &path).await;
-    put_foreign(&site, "a", before.next()).await;
-    insert(&database, 1);
-    until("it is told", || status(&daemon, &path).replicas[0].fenced).await;
+    let Fenced { database, daemon, path, before, reader, .. } = fenced(&site, &["a", "b"]).await;
+    drop(reader);
     drop(database);
-    let new = site.database("new.db");
-    insert(&new, 7);
-    new.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
-    drop(new);
-    for suffix in ["-wal", "-shm"] {
-        let _ = std::fs::remove_file(site.path(&format!("a.db{suffix}")));
-    }
-    std::fs::rename(site.path("new.db"), &path).unwrap();
-    let database = site.database("a.db");
+    let database = site.replace("a.db", 7);
     insert(&database, 1);
     until("it is taken up", || status(&daemon, &path).counters.snapshots > 1).await;
     let holds = |found: &litestream_replicate::daemon::Status| found.replicas[1].txid == Some(found.txid);
@@ -182,7 +206,7 @@ async fn a_replica_that_was_emptied_gets_all_of_the_database_at_the_next_start()
         site.server.set_down(offline.then_some(Down::Refuse)).unwrap();
         let daemon = Daemon::new(options());
         daemon.register(spec);
-        until("it is held", || matches!(status(&daemon, &path).phase, Phase::Live | Phase::Idle)).await;
+        held(&daemon, &path).await;
         site.server.set_down(None).unwrap();
         until("it is filled", || status(&daemon, &path).replicas[0].txid > Some(before)).await;
         site.check("a.db", "a").await;

@@ -2,13 +2,9 @@
 
 use litestream_fixtures::s3::Down;
 use litestream_pageindex::Target as Moment;
-use litestream_replicate::daemon::{Daemon, Phase};
+use litestream_replicate::daemon::Daemon;
 
-use crate::site::{PATIENCE, Site, insert, options, rows, status, synced, until};
-
-fn is_held(phase: Phase) -> bool {
-    matches!(phase, Phase::Live | Phase::Idle)
-}
+use crate::site::{PATIENCE, Site, held, insert, options, rows, status, synced, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_missed_and_no_snapshot_is_needed() {
@@ -29,7 +25,7 @@ async fn nothing_is_missed_and_no_snapshot_is_needed() {
 
     let daemon = Daemon::new(options());
     daemon.register(spec);
-    until("it is held", || is_held(status(&daemon, &path).phase)).await;
+    held(&daemon, &path).await;
     drop(reader);
     let mut counts = Vec::new();
     for _ in 0..3 {
@@ -79,7 +75,7 @@ async fn what_was_supposed_wrongly_leads_to_a_snapshot_behind_what_is_there() {
     site.server.set_down(Some(Down::Refuse)).unwrap();
     let daemon = Daemon::new(options());
     daemon.register(spec);
-    until("it is held", || is_held(status(&daemon, &path).phase)).await;
+    held(&daemon, &path).await;
     insert(&database, 1);
     site.server.set_down(None).unwrap();
     until("it has gone on", || status(&daemon, &path).replicas[0].txid.is_some_and(|txid| txid > newest)).await;

@@ -135,6 +135,19 @@ impl Site {
         assert_eq!(rows(&restored), rows(&database), "{name} in {place}");
     }
 
+    /// Puts another database in the place of this one, which nobody here has open, as somebody does who copies files by hand.
+    pub(crate) fn replace(&self, name: &str, rows: u32) -> Connection {
+        let other = self.database("other-in-its-place.db");
+        insert(&other, rows);
+        other.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+        drop(other);
+        for suffix in ["-wal", "-shm"] {
+            let _ = std::fs::remove_file(self.path(&format!("{name}{suffix}")));
+        }
+        std::fs::rename(self.path("other-in-its-place.db"), self.path(name)).unwrap();
+        self.database(name)
+    }
+
     pub(crate) fn staged(&self, name: &str) -> usize {
         let folder = self.path(&format!(".{name}-litestream")).join("ltx/0");
         let is_file = |entry: &std::fs::DirEntry| entry.path().extension().is_some_and(|extension| extension == "ltx");
@@ -168,6 +181,11 @@ pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "it never came to this: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// Waits until a database is held.
+pub(crate) async fn held(daemon: &Daemon, path: &Path) {
+    until("it is held", || matches!(status(daemon, path).phase, Phase::Live | Phase::Idle)).await;
 }
 
 pub(crate) fn status(daemon: &Daemon, path: &Path) -> Status {

@@ -62,15 +62,7 @@ async fn a_database_that_was_replaced_is_taken_up_anew() {
     let snapshots = status(&daemon, &path).counters.snapshots;
     assert_eq!(snapshots, 1);
     drop(database);
-    let other = site.database("b.db");
-    insert(&other, 7);
-    other.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
-    drop(other);
-    for suffix in ["-wal", "-shm"] {
-        let _ = std::fs::remove_file(site.path(&format!("a.db{suffix}")));
-    }
-    std::fs::rename(site.path("b.db"), &path).unwrap();
-    let database = site.database("a.db");
+    let database = site.replace("a.db", 7);
     insert(&database, 1);
     until("it is noticed", || status(&daemon, &path).counters.snapshots > snapshots).await;
     synced(&daemon, &path).await;
