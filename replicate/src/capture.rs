@@ -34,6 +34,8 @@ pub use rest::{NotNow, Refused, Resting};
 
 /// How often an index that is being written is looked at again before it counts as left behind.
 const TRIES: u32 = 2000;
+/// And how often after that, with a millisecond in between: where cores are scarce, a writer may be off them between the index's two copies.
+const SLOW_TRIES: u32 = 100;
 /// After how many milliseconds it is looked again whether the files are still the same.
 const CHECK_EVERY: i64 = 1_000;
 
@@ -781,8 +783,9 @@ impl Capture {
 
 /// Reads the index until it stands still for a moment.
 fn look(connection: &Attached, path: &Path) -> Result<Look> {
+    const HALF: u32 = TRIES / 2;
     let mut why = Unsettled::Differ;
-    for tries in 0..TRIES {
+    for tries in 0..TRIES + SLOW_TRIES {
         let words = connection.index()?;
         match Index::parse(&words) {
             Ok(index) => {
@@ -792,7 +795,11 @@ fn look(connection: &Attached, path: &Path) -> Result<Look> {
             }
             Err(unsettled) => why = unsettled,
         }
-        if tries < TRIES / 2 { spin_loop() } else { std::thread::yield_now() }
+        match tries {
+            0..HALF => spin_loop(),
+            HALF..TRIES => std::thread::yield_now(),
+            _ => std::thread::park_timeout(Duration::from_millis(1)),
+        }
     }
     Err(Error::Unsettled { path: path.to_owned(), why })
 }
