@@ -34,8 +34,9 @@ pub use rest::{NotNow, Refused, Resting};
 
 /// How often an index that is being written is looked at again before it counts as left behind.
 const TRIES: u32 = 2000;
-/// And how often after that, with a millisecond in between: where cores are scarce, a writer may be off them between the index's two copies.
-const SLOW_TRIES: u32 = 100;
+/// And how often after that, with a millisecond in between, as long as somebody is writing: where cores are scarce, a writer may be off them between
+/// the index's two copies.
+const SLOW_TRIES: u32 = 2000;
 /// After how many milliseconds it is looked again whether the files are still the same.
 const CHECK_EVERY: i64 = 1_000;
 
@@ -292,7 +293,7 @@ impl Capture {
         for path in [&path, &log_path, &index_path] {
             files.push((path.clone(), Identity::at(path).map_err(Error::io("look at", path))?));
         }
-        let now = look(&first, &path)?;
+        let now = look(&first, &locks, &path)?;
         let folder = &settings.meta_path;
         let stage = Stage::open(&folder.join("ltx").join("0"))?;
         let state_path = folder.join("state");
@@ -450,7 +451,7 @@ impl Capture {
 
     /// What the index says now.
     pub(crate) fn look(&self) -> Result<Look> {
-        look(&self.connections[self.holder], &self.path)
+        look(&self.connections[self.holder], &self.locks, &self.path)
     }
 
     /// Captures and renews where there is a reason to.
@@ -620,8 +621,8 @@ impl Capture {
             wal_salt: to.salts.words(),
             ..self.next_header(segment.commit)
         };
-        let position =
-            Position { salts: to.salts, place: segment.end, commit: segment.commit, change: self.position.change };
+        // How many transactions there are up to here, nobody says, but for the last one.
+        let position = Position { salts: to.salts, place: segment.end, commit: segment.commit, change: None };
         if self.owed.is_some() {
             self.position = position;
             return Ok(());
@@ -782,10 +783,12 @@ impl Capture {
 }
 
 /// Reads the index until it stands still for a moment.
-fn look(connection: &Attached, path: &Path) -> Result<Look> {
+fn look(connection: &Attached, locks: &Locks, path: &Path) -> Result<Look> {
     const HALF: u32 = TRIES / 2;
     let mut why = Unsettled::Differ;
     for tries in 0..TRIES + SLOW_TRIES {
+        // Whoever is about to change it has this lock until it is as it should be.
+        let writing = tries < TRIES || locks.writing();
         let words = connection.index()?;
         match Index::parse(&words) {
             Ok(index) => {
@@ -794,6 +797,9 @@ fn look(connection: &Attached, path: &Path) -> Result<Look> {
                 }
             }
             Err(unsettled) => why = unsettled,
+        }
+        if !writing {
+            break;
         }
         match tries {
             0..HALF => spin_loop(),

@@ -198,7 +198,7 @@ impl Resting {
         let log = files::open_log(&log_path).map_err(Error::io("open", &log_path))?;
         // What was just opened under these names is what our locks are on.
         self.check_files()?;
-        let now = look(&first, path)?;
+        let now = look(&first, self.hold.index(), path)?;
         let stage = self.stage()?;
         // The locks are still ours.
         let file = Stamp::of(self.hold.database().0.as_ref()).map_err(Error::io("look at", path))?;

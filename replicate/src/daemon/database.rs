@@ -23,6 +23,17 @@ use crate::{Capture, Parked, Resting, Settings, Staged};
 
 /// How long the end waits for a database that cannot be captured as it is.
 const HOPELESS: Duration = Duration::from_secs(2);
+/// The longest that trying once may take.
+const ONCE: Duration = Duration::from_secs(30);
+
+/// How long the end of a database may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Patience {
+    /// Until everything was tried once.
+    Once,
+    Lasts(Duration),
+}
+
 /// A database.
 #[derive(Debug)]
 pub(crate) struct Database {
@@ -77,6 +88,8 @@ pub(crate) struct Face {
     pub(super) counters: Counters,
     /// Whether there is no such file, or one that cannot be captured as it is.
     pub(super) missing: bool,
+    /// Whether what was captured and is not uploaded waits in the queues.
+    pub(super) queued: bool,
     pub(super) hopeless: bool,
     /// A checkpoint of the application waits for us.
     pub(super) urgent: bool,
@@ -94,6 +107,13 @@ pub(super) enum Held {
     Live(Box<Capture>, Seat),
     Resting(Box<Resting>, Seat),
     Parked(Arc<Parked>),
+}
+
+impl Face {
+    /// Whether it is to be let go of, and nothing can be captured any more of what is not there.
+    const fn is_gone(&self) -> bool {
+        self.closing && self.missing
+    }
 }
 
 impl Database {
@@ -126,6 +146,7 @@ impl Database {
             disk_full: false,
             counters: Counters::default(),
             missing: false,
+            queued: false,
             hopeless: false,
             urgent: false,
             held: Held::Nothing,
@@ -165,6 +186,11 @@ impl Database {
         if std::mem::replace(&mut face.driven, true) {
             drop(face);
             self.wake.notify_one();
+            return;
+        }
+        if face.stopped && !face.ending {
+            // It was let go of, whatever is still to be said of it.
+            face.driven = false;
             return;
         }
         let held = std::mem::take(&mut face.held);
@@ -384,38 +410,71 @@ impl Database {
         }
     }
 
+    /// Waits until it is captured and everywhere, or until each part of that which is not was tried once and has failed.
+    async fn wait_once(&self, asked: u64, longest: Duration) -> Result<Synced, ControlError> {
+        const STEP: Duration = Duration::from_millis(50);
+        let deadline = Instant::now() + longest;
+        let (errors, failed) = (self.face().counters.sync_errors, self.lines.iter().map(|line| line.errors()));
+        let failed: Vec<_> = failed.collect();
+        loop {
+            match self.wait_until(asked, true, STEP).await {
+                Err(ControlError::Timeout { path, why, .. }) => {
+                    let (captured, tried) = {
+                        let face = self.face();
+                        let captured = face.answered >= asked || face.is_gone();
+                        (captured.then_some(face.txid), face.counters.sync_errors > errors)
+                    };
+                    let mut lines = self.lines.iter().zip(&failed);
+                    let all =
+                        |txid| lines.all(|(line, failed)| line.holds(txid) != Ok(false) || line.errors() > *failed);
+                    if captured.map_or(tried, all) || Instant::now() >= deadline {
+                        return Err(ControlError::Failed { path, why: format!("tried once: {why}") });
+                    }
+                }
+                ended => return ended,
+            }
+        }
+    }
+
     /// What was reached, or what is missing yet, or what will never come.
-    fn reached(&self, asked: u64, durable: bool) -> Result<Synced, Result<String, String>> {
+    fn reached(&self, asked: u64, mut durable: bool) -> Result<Synced, Result<String, String>> {
+        let gone;
         let (txid, error) = {
             let face = self.face();
-            if face.answered < asked {
+            if face.answered < asked && !face.is_gone() {
                 return Err(match &face.error {
                     Some(error) if face.phase == Phase::Stopped => Err(error.clone()),
                     Some(error) => Ok(error.clone()),
                     None => Ok("it is still being captured".to_owned()),
                 });
             }
+            gone = face.missing;
+            // Of what is not there, what is not in the queues is not here either.
+            durable &= !gone || face.queued;
             (face.txid, face.error.clone())
         };
-        let mut held = txid;
+        let (mut held, mut never) = (txid, None);
         for line in &self.lines {
             let reached = line.reached().unwrap_or_default();
             held = held.min(reached);
-            if durable && reached < txid {
-                let url = line.target.replica.url();
-                return Err(match line.holds(txid) {
-                    Err(why) => Err(format!("{url}: {why}")),
-                    Ok(_) => {
-                        let why = line.error().or_else(|| error.clone());
-                        Ok(format!(
-                            "{url} holds transactions up to {reached} of {txid}{}",
-                            why.map_or_else(String::new, |why| format!(": {why}"))
-                        ))
-                    }
-                });
+            if !durable || reached >= txid {
+                continue;
+            }
+            let url = line.target.replica.url();
+            let lacks = format!("{url} holds transactions up to {reached} of {txid}");
+            match line.holds(txid) {
+                // The others may still get there.
+                Err(why) => never = never.or(Some(format!("{url}: {why}"))),
+                Ok(_) if gone && line.needs_base() => {
+                    never = never.or(Some(format!("{lacks}, and the database is not there to make a snapshot of")));
+                }
+                Ok(_) => {
+                    let why = line.error().or_else(|| error.clone());
+                    return Err(Ok(why.map_or(lacks.clone(), |why| format!("{lacks}: {why}"))));
+                }
             }
         }
-        Ok(Synced { txid, durable: held })
+        never.map_or(Ok(Synced { txid, durable: held }), |why| Err(Err(why)))
     }
 
     /// Asks for a snapshot in every replica.
@@ -441,35 +500,56 @@ impl Database {
         face.alarm = alarm;
     }
 
-    /// Lets go of it, once all is captured and uploaded, or patience ends.
-    pub(crate) async fn stop(
-        self: &Arc<Self>,
-        shared: &Arc<Shared>,
-        patience: Duration,
-    ) -> Result<Synced, ControlError> {
-        let deadline = Instant::now() + patience;
-        let asked = {
+    /// Asks for the last pass. Returns the number with which [`Self::stop_asked`] waits for it.
+    pub(crate) fn ask_to_end(self: &Arc<Self>, shared: &Arc<Shared>) -> u64 {
+        let (asked, wanted) = {
             let mut face = self.face();
             face.closing = true;
             face.asked += 1;
             if self.is_at_rest(&face) {
                 face.answered = face.asked;
             }
-            face.asked
+            (face.asked, face.phase != Phase::Stopped && face.answered < face.asked)
         };
-        let fresh = self.face().phase != Phase::Stopped;
-        // Of what is not there, nothing can be captured.
-        let patience = match &*self.face() {
-            face if face.missing => Duration::ZERO,
-            face if face.hopeless => patience.min(HOPELESS),
-            _ => patience,
-        };
-        if fresh && self.face().answered < asked {
+        if wanted {
             self.rouse(shared);
         }
         self.hurry();
-        let missing = self.face().missing;
-        let synced = if fresh && !missing { self.wait_until(asked, true, patience).await } else { Ok(self.synced()) };
+        asked
+    }
+
+    /// Lets go of it, once all is captured and uploaded, or patience ends.
+    pub(crate) async fn stop(
+        self: &Arc<Self>,
+        shared: &Arc<Shared>,
+        patience: Duration,
+    ) -> Result<Synced, ControlError> {
+        let asked = self.ask_to_end(shared);
+        self.stop_asked(shared, asked, Patience::Lasts(patience)).await
+    }
+
+    /// The same, where it was asked for the last pass.
+    pub(crate) async fn stop_asked(
+        self: &Arc<Self>,
+        shared: &Arc<Shared>,
+        asked: u64,
+        patience: Patience,
+    ) -> Result<Synced, ControlError> {
+        let (patience, once) = match patience {
+            Patience::Once => (ONCE, true),
+            Patience::Lasts(patience) => (patience, false),
+        };
+        let deadline = Instant::now() + patience;
+        let (fresh, hopeless) = {
+            let face = self.face();
+            (face.phase != Phase::Stopped, face.hopeless)
+        };
+        let patience = if hopeless { patience.min(HOPELESS) } else { patience };
+        let synced = match () {
+            () if !fresh => Ok(self.synced()),
+            () if once => self.wait_once(asked, patience).await,
+            () => self.wait_until(asked, true, patience).await,
+        };
         {
             // Both at once: a driver that ends goes on where nobody has stopped it.
             let mut face = self.face();
@@ -492,25 +572,34 @@ impl Database {
                 }
             }
             if tokio::time::timeout_at(grace.into(), progress).await.is_err() {
+                self.close();
                 let why = "work on it does not end".to_owned();
                 return Err(ControlError::Timeout { path: self.path().to_owned(), patience, why });
             }
         }
         // What was committed while it was being let go was captured as well.
-        let error = self.face().error.clone();
+        let error = {
+            let face = self.face();
+            face.error.clone().filter(|_| !face.missing)
+        };
         let synced = match (synced, error) {
-            (Ok(_), Some(why)) if fresh && !missing => Err(ControlError::Failed { path: self.path().to_owned(), why }),
+            (Ok(_), Some(why)) if fresh => Err(ControlError::Failed { path: self.path().to_owned(), why }),
             (Ok(_), None) if fresh => {
                 self.wait_until(0, true, deadline.saturating_duration_since(Instant::now())).await
             }
             (synced, _) => synced,
         };
+        self.close();
+        synced
+    }
+
+    /// Uploads nothing more, unless somebody has started it again.
+    fn close(&self) {
         let face = self.face();
         if face.stopped {
             self.lines.iter().for_each(|line| line.close());
         }
         drop(face);
-        synced
     }
 
     /// Whether it goes on after it was stopped.
@@ -523,7 +612,10 @@ impl Database {
             (face.stopped, face.ending, face.closing) = (false, false, false);
             face.phase = Phase::Starting;
             face.error = None;
+            // What waited then is looked for anew.
+            face.queued = false;
         }
+        self.progress.notify_waiters();
         for line in &self.lines {
             line.forget();
         }
@@ -604,7 +696,7 @@ impl Database {
     /// Notes what is wrong, and says so where it was not known.
     pub(super) fn refuse(&self, refused: &NotTaken, disk_full: bool) {
         let (why, quiet) = match refused {
-            NotTaken::Missing => ("there is no such file yet; replication begins when it is there".to_owned(), true),
+            NotTaken::Missing => ("there is no such file; replication begins when it is there".to_owned(), true),
             NotTaken::Capture(error) => (error.to_string(), false),
             NotTaken::Other(why) => (why.clone(), false),
             NotTaken::Ending => return,
@@ -613,6 +705,10 @@ impl Database {
         let news = face.error.as_ref() != Some(&why);
         face.disk_full = disk_full;
         face.missing = quiet;
+        if quiet {
+            // Of what is not there, nothing is left to be captured.
+            face.changed = None;
+        }
         face.hopeless = matches!(refused, NotTaken::Capture(_)) && face.phase != Phase::Live && !disk_full;
         face.counters.sync_errors += u64::from(!quiet);
         face.error = Some(why.clone());

@@ -3,6 +3,7 @@
 //! A driver is a task that lives as long as there is something to do. It holds the database while it runs; when it ends it leaves that on the
 //! database's [`Face`](super::database::Face).
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,6 +17,7 @@ use super::database::{Database, Held};
 use super::line::{Evidence, Found};
 use super::status::Phase;
 use super::sweep::Place;
+use crate::stage::Stage;
 use crate::{Capture, Concern, Error, Left, Newest, Parked, Refused, Remote, Staged};
 
 /// The pauses after which a database is tried again that cannot be captured.
@@ -110,6 +112,10 @@ struct Driver {
     quiet: Instant,
     /// Whether nothing was seen to change since it was taken up for the first time.
     fresh: bool,
+    /// When it may be taken up again.
+    not_before: Option<Instant>,
+    /// Whether what was left of a database that is gone was looked at.
+    left_sent: bool,
 }
 
 pub(super) async fn drive(
@@ -129,6 +135,8 @@ pub(super) async fn drive(
         last: None,
         quiet: Instant::now(),
         fresh: false,
+        not_before: None,
+        left_sent: false,
     };
     while let Some(until) = Box::pin(driver.step()).await {
         tokio::select! {
@@ -144,6 +152,13 @@ impl Driver {
         if self.database.face().ending {
             return self.finish().await;
         }
+        if let Some(until) = self.not_before.filter(|until| *until > Instant::now()) {
+            let face = self.database.face();
+            if !face.closing && face.asked <= face.answered {
+                return Some(until);
+            }
+        }
+        self.not_before = None;
         let (capture, permit) = match std::mem::take(&mut self.held) {
             Held::Live(capture, permit) => (capture, permit),
             held => match self.take_up(held).await {
@@ -162,6 +177,8 @@ impl Driver {
         let pause = match refused {
             // It costs next to nothing to look.
             NotTaken::Missing | NotTaken::Ending => PAUSE.0,
+            // Another process does: it asks the replicas each time.
+            NotTaken::Capture(Error::Replicated(_)) => (PAUSE.0 * 2_u32.pow(self.failures.min(6) - 1)).min(PAUSE.1),
             NotTaken::Capture(_) => (PAUSE.0 * self.failures).min(LOCAL_PAUSE),
             NotTaken::Other(_) => (PAUSE.0 * 2_u32.pow(self.failures.min(6) - 1)).min(PAUSE.1),
         };
@@ -279,6 +296,7 @@ impl Driver {
             },
         };
         if !database.path().exists() {
+            self.send_left().await;
             return Err(NotTaken::Missing);
         }
         let left = Left::read(&database.folder());
@@ -346,7 +364,7 @@ impl Driver {
         let started = Instant::now();
         let capture = self
             .shared
-            .work(move || {
+            .long_work(move || {
                 let folder = settings.meta_path.clone();
                 let (clock, mut known) = (Box::new(move || clock()), Known { newest, floor, left, folder, file });
                 match parked {
@@ -368,7 +386,9 @@ impl Driver {
         };
         for line in &database.lines {
             let found = answered.iter().find(|(answered, _)| Arc::ptr_eq(answered, line)).map(|(_, found)| found);
-            let ours = found.is_some_and(known) || source.is_some_and(|source| Arc::ptr_eq(source, line));
+            // Or the log has shown it.
+            let shown = source.filter(|_| capture.snapshots() == 0);
+            let ours = found.is_some_and(known) || shown.is_some_and(|source| Arc::ptr_eq(source, line));
             if let Some(found) = found.filter(|_| !ours && ahead.txid == Txid::ZERO) {
                 line.say_foreign(found.txid);
             }
@@ -379,7 +399,7 @@ impl Driver {
         }
         {
             let mut face = database.face();
-            face.txid = capture.txid();
+            (face.txid, face.queued) = (capture.txid(), true);
             face.counters.snapshots += u64::from(capture.snapshots());
         }
         tracing::debug!(path = %database.path().display(), txid = %capture.txid(), "replicating");
@@ -387,6 +407,49 @@ impl Driver {
         (self.looked, self.last, self.fresh) = (None, None, true);
         database.upload(&self.shared);
         Ok(Box::new(capture))
+    }
+
+    /// Sees that what an earlier process has captured of a database that is gone by now goes up all the same: there is no other copy of it.
+    async fn send_left(&mut self) {
+        let database = &self.database;
+        // What this process has captured is in the queues.
+        if std::mem::replace(&mut self.left_sent, true) || database.face().queued {
+            return;
+        }
+        let meta = database.folder();
+        let Some(left) = Left::read(&meta) else { return };
+        let (evidence, folder) = (Evidence::new(Some(left), &meta), meta.join("ltx").join("0"));
+        let waiting = self.shared.work(move || {
+            let mut waiting = VecDeque::new();
+            let mut next = left.txid;
+            while let Ok(staged) = Stage::read_in(&folder, next) {
+                waiting.push_front(staged);
+                next = next.previous();
+            }
+            Vec::from(waiting)
+        });
+        let waiting = waiting.await.unwrap_or_default();
+        if waiting.is_empty() {
+            return;
+        }
+        let started = Instant::now();
+        for line in &database.lines {
+            let ours = match line.newest(Some(left)).await {
+                Ok(found) => evidence.knows(&found),
+                Err(error) => {
+                    line.suppose(&error.to_string(), evidence.clone());
+                    false
+                }
+            };
+            line.refill(&waiting, left.txid, started, ours);
+        }
+        {
+            let mut face = database.face();
+            (face.txid, face.queued) = (left.txid, true);
+        }
+        let (path, files) = (database.path().display(), waiting.len());
+        tracing::info!(%path, files, "the database is gone; what was captured of it before goes up where it is not yet");
+        database.upload(&self.shared);
     }
 
     /// How long to wait between two passes: longer, where uploads do not keep up. A pass may make several files.
@@ -409,7 +472,10 @@ impl Driver {
             drop((capture, permit));
             let pause = PAUSE.0 * 2_u32.pow(self.recoveries.min(16));
             self.recoveries += 1;
-            return Some(now + pause.min(LONGEST_RECOVERY));
+            // Whatever is committed meanwhile.
+            let later = now + pause.min(LONGEST_RECOVERY);
+            self.not_before = Some(later);
+            return Some(later);
         }
         let (asked, changed, snapshot, drill, closing) = {
             let mut face = self.database.face();
@@ -434,33 +500,37 @@ impl Driver {
         }
         let started = Instant::now();
         self.looked = Some(started);
-        let since = self.database.face().changed.take();
+        // It counts as captured only when it is.
+        let since = self.database.face().changed;
         let again = snapshot.clone();
         let before = capture.snapshots();
-        let done = self
-            .shared
-            .work(move || {
-                let mut staged = Vec::new();
-                let mut outcome = capture.pass().map(|more| staged.extend(more));
-                if let (Ok(()), Some(why)) = (&outcome, snapshot) {
-                    outcome = capture.snapshot_now(&why).map(|more| staged.extend(more));
+        let long = snapshot.is_some() || drill;
+        let work = move || {
+            let mut staged = Vec::new();
+            let mut outcome = capture.pass().map(|more| staged.extend(more));
+            if let (Ok(()), Some(why)) = (&outcome, snapshot) {
+                outcome = capture.snapshot_now(&why).map(|more| staged.extend(more));
+            }
+            if outcome.is_ok() && !closing {
+                outcome = capture.checkpoint_if_due().map(|more| staged.extend(more));
+            }
+            let mut digest = None;
+            if outcome.is_ok() && drill {
+                match capture.digest() {
+                    Ok(found) => digest = Some(found),
+                    Err(error) => outcome = Err(error),
                 }
-                if outcome.is_ok() && !closing {
-                    outcome = capture.checkpoint_if_due().map(|more| staged.extend(more));
+                if outcome.is_ok() {
+                    outcome = capture.pass().map(|more| staged.extend(more));
                 }
-                let mut digest = None;
-                if outcome.is_ok() && drill {
-                    match capture.digest() {
-                        Ok(found) => digest = Some(found),
-                        Err(error) => outcome = Err(error),
-                    }
-                    if outcome.is_ok() {
-                        outcome = capture.pass().map(|more| staged.extend(more));
-                    }
-                }
-                (capture, staged, outcome, digest)
-            })
-            .await;
+            }
+            if outcome.is_err() {
+                // What was captured before that is captured.
+                staged.extend(capture.take_ready());
+            }
+            (capture, staged, outcome, digest)
+        };
+        let done = if long { self.shared.long_work(work).await } else { self.shared.work(work).await };
         let Some((mut capture, staged, outcome, digest)) = done else {
             return Some(self.refused(&NotTaken::panicked()));
         };
@@ -492,13 +562,13 @@ impl Driver {
             Err(error) if error.is_final() => {
                 // What was held is nobody's any more.
                 let anew = self.failures == 0;
-                let later = self.refused(&NotTaken::Capture(error));
+                self.database.face().phase = Phase::Waiting;
+                let later = self.refused(&self.gone(error));
                 Some(if anew { Instant::now() } else { later })
             }
             Err(error) => {
                 self.held = Held::Live(capture, permit);
                 let mut face = self.database.face();
-                face.changed = [face.changed, since].into_iter().flatten().min();
                 face.snapshot = face.snapshot.take().or(again);
                 drop(face);
                 Some(self.refused(&NotTaken::Capture(error)))
@@ -586,6 +656,16 @@ impl Driver {
         None
     }
 
+    /// Why nothing more can be captured of a file that nobody can get at any more.
+    fn gone(&self, error: Error) -> NotTaken {
+        let path = self.database.path();
+        if !error.is_final() || path.exists() {
+            return NotTaken::Capture(error);
+        }
+        tracing::warn!(path = %path.display(), "the database was deleted: what was captured of it is uploaded");
+        NotTaken::Missing
+    }
+
     /// Hands out what was captured.
     fn queue(&self, staged: &[Staged], since: Instant) {
         let lines = &self.database.lines;
@@ -643,7 +723,7 @@ impl Driver {
                 }
                 self.database.upload(&self.shared);
             }
-            Some(Err(error)) => self.database.refuse(&NotTaken::Capture(error), false),
+            Some(Err(error)) => self.database.refuse(&self.gone(error), false),
             None => {}
         }
         self.database.face().place = None;

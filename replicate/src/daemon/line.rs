@@ -33,6 +33,8 @@ const IN_MEMORY: u64 = 8 << 20;
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 /// For how long the worst lag is remembered.
 const WORST_FOR: Duration = Duration::from_secs(60);
+/// How long what it answered counts for a database that could not be captured then.
+const REMEMBERED: Duration = Duration::from_secs(60);
 /// Nothing is due.
 const NEVER: i64 = i64::MAX;
 
@@ -56,6 +58,8 @@ struct State {
     ours: bool,
     /// Of what is there, as far as that is known.
     page_size: Option<PageSize>,
+    /// What it answered last, and when: a database that cannot be captured is tried again more often than the replica need be asked.
+    asked: Option<(Instant, Option<Left>, Found)>,
     queue: VecDeque<Job>,
     /// Up to which TXID everything was queued.
     queued: Txid,
@@ -71,8 +75,12 @@ struct State {
     mistaken: bool,
     /// What will tell whether what it holds is ours, where it did not answer yet.
     evidence: Option<Box<Evidence>>,
+    /// One that waits, and is not there any more.
+    gone: Option<Txid>,
     /// Whether it lacks what comes before the queue.
     needs_base: bool,
+    /// Since when it gets nothing, because it was fenced or lacks what comes before.
+    stuck: Option<Instant>,
     /// Whether a snapshot is wanted beside the next file that holds all.
     wants_base: bool,
     /// What was put since the last look at what is to be compacted.
@@ -107,12 +115,15 @@ pub(crate) struct Found {
     pub(crate) checksum: Option<Checksum>,
     /// Who wrote the file, where it is not.
     writer: Option<u64>,
+    /// How large its pages are, where the file was asked.
+    page_size: Option<PageSize>,
     /// Whether that is known to be ours, so that it was not asked.
     known: bool,
 }
 
 impl Found {
-    pub(crate) const NOTHING: Self = Self { txid: Txid::ZERO, checksum: None, writer: None, known: false };
+    pub(crate) const NOTHING: Self =
+        Self { txid: Txid::ZERO, checksum: None, writer: None, page_size: None, known: false };
 }
 
 /// What is known here of what was captured, to tell whether what a replica holds is that.
@@ -166,7 +177,10 @@ enum Trouble {
     Fenced(String),
     /// It holds something else than was supposed.
     Mistaken(String),
+    /// It lacks what comes before.
     Missing,
+    /// The file that was to go there is not here any more.
+    Gone(String),
 }
 
 impl<E: std::error::Error> From<E> for Trouble {
@@ -206,6 +220,8 @@ impl State {
     fn fit(&mut self, ours: bool) {
         self.ours = ours;
         let Some(reached) = self.reached else { return };
+        // Whatever that stands on, nothing of it is needed once a snapshot lies beside it.
+        self.wants_base |= !ours && reached > Txid::ZERO;
         self.queue.retain(|job| job.staged.txid > reached);
         let fits = match self.queue.front() {
             Some(front) => front.staged.complete || ours && front.staged.txid == reached.next(),
@@ -219,6 +235,12 @@ impl State {
         } else {
             self.needs_base = true;
         }
+    }
+
+    /// Notes since when it gets nothing.
+    fn note_stuck(&mut self) {
+        let stuck = self.fenced.is_some() || self.needs_base;
+        self.stuck = stuck.then(|| self.stuck.unwrap_or_else(Instant::now));
     }
 
     /// Whether nothing can be uploaded before something else has happened.
@@ -250,12 +272,16 @@ impl Line {
                 return Ok(Found { txid, known: true, ..Found::NOTHING });
             }
         }
-        let found = self.ask(left.map_or(Txid::ZERO, |left| left.txid)).await?;
+        let asked = self.state().asked.filter(|(when, then, _)| when.elapsed() < REMEMBERED && *then == left);
+        let found = match asked {
+            Some((.., found)) => found,
+            None => self.ask(left.map_or(Txid::ZERO, |left| left.txid)).await?,
+        };
+        let same = left.filter(|left| found.txid == left.txid && found.checksum == Some(left.checksum));
         let mut state = self.state();
         state.reached = Some(found.txid);
-        if let Some(left) = left.filter(|left| found.txid > Txid::ZERO && left.txid >= found.txid) {
-            state.page_size = Some(left.page_size);
-        }
+        state.page_size = found.page_size.or(same.map(|left| left.page_size));
+        state.asked = asked.or_else(|| Some((Instant::now(), left, found)));
         Ok(found)
     }
 
@@ -282,15 +308,13 @@ impl Line {
             let (_, last) = replica.get(file.key(), Some(&file.object), GetRange::Last(8)).await?;
             found.checksum = <[u8; 8]>::try_from(&last[..]).ok().map(|last| Checksum(u64::from_be_bytes(last)));
         }
-        if ours == Txid::ZERO || found.checksum.is_none() {
+        // How large its pages are, nothing here says of another file than that which was captured last.
+        if found.txid != ours || found.checksum.is_none() {
             let (_, head) = replica.get(file.key(), Some(&file.object), GetRange::Span(0..HEADER_LEN as u64)).await?;
             let header =
                 Header::parse(&head).map_err(|error| litestream_pageindex::Error::format(file.key(), error))?;
             found.writer = Some(header.node_id).filter(|writer| *writer != 0);
-            if ours == Txid::ZERO {
-                // Nothing here says what size its pages have.
-                self.state().page_size = Some(header.page_size);
-            }
+            found.page_size = Some(header.page_size);
         }
         Ok(found)
     }
@@ -326,8 +350,13 @@ impl Line {
             self.say_foreign(txid);
         }
         state.reached = Some(txid);
+        state.page_size = found.page_size;
         state.evidence = None;
+        if let Some(gone) = state.gone.take() {
+            state.queue.retain(|job| job.staged.txid != gone);
+        }
         state.fit(ours);
+        state.note_stuck();
         Ok(())
     }
 
@@ -341,8 +370,9 @@ impl Line {
     pub(crate) fn forget(&self) {
         let mut state = self.state();
         (state.reached, state.fenced, state.failing) = (None, None, None);
-        (state.needs_base, state.mistaken, state.ours) = (false, false, false);
-        (state.evidence, state.page_size) = (None, None);
+        (state.needs_base, state.mistaken, state.ours, state.gone) = (false, false, false, None);
+        (state.evidence, state.page_size, state.asked) = (None, None, None);
+        state.note_stuck();
         // Another writer may have put files.
         state.put = Vec::new();
         drop(state);
@@ -365,7 +395,9 @@ impl Line {
         state.closed = false;
         state.queue = staged.iter().map(|staged| Job { staged: staged.clone(), since }).collect();
         state.queued = captured;
+        state.asked = None;
         state.fit(ours);
+        state.note_stuck();
         if state.queue.is_empty() && !state.needs_base && state.proof.is_some() {
             state.last_sync = state.proof;
         }
@@ -386,6 +418,7 @@ impl Line {
         {
             state.needs_base = false;
             dropped.extend(state.queue.drain(..base).map(|job| job.staged));
+            state.note_stuck();
         }
         dropped
     }
@@ -456,6 +489,11 @@ impl Line {
         state.fenced.clone().or_else(|| state.failing.as_ref().map(|failing| failing.why.clone()))
     }
 
+    /// How often uploading has failed.
+    pub(crate) fn errors(&self) -> u64 {
+        self.state().errors
+    }
+
     /// Works on the queue until it is empty. `done` is told of each file that is there.
     pub(crate) async fn run(&self, shared: &Shared, done: impl Fn(&Staged)) {
         loop {
@@ -509,18 +547,29 @@ impl Line {
                     state.last_sync = Some((options.clock)());
                 }
             }
-            Err(Trouble::Missing) => state.needs_base = true,
+            Err(Trouble::Missing) => {
+                state.needs_base = true;
+                state.note_stuck();
+            }
+            Err(Trouble::Gone(why)) => {
+                // Uploaded by another one of ours, which has deleted it; otherwise all of the database comes in its place.
+                tracing::warn!(%url, why, "a file that was to be uploaded is gone; the replica is asked what it holds");
+                (state.reached, state.ours) = (None, false);
+                state.gone = job.map(|job| job.staged.txid);
+            }
             Err(Trouble::Fenced(why)) => {
                 tracing::error!(%url, why, "another writer went on: uploading has stopped");
                 state.errors += 1;
                 state.failing = None;
                 state.fenced = Some(why);
+                state.note_stuck();
                 return std::mem::take(&mut state.queue);
             }
             Err(Trouble::Mistaken(why)) => {
                 tracing::warn!(%url, "the replica answers again: {why}; it is gone on with behind that");
                 state.failing = None;
                 (state.fenced, state.mistaken) = (Some(why), true);
+                state.note_stuck();
                 return std::mem::take(&mut state.queue);
             }
             Err(Trouble::Failed(why)) => {
@@ -548,7 +597,7 @@ impl Line {
         let way = {
             let state = self.state();
             let reached = state.reached.unwrap_or_default();
-            let same = state.page_size.is_none_or(|size| size == header.page_size);
+            let same = reached == Txid::ZERO || state.page_size == Some(header.page_size);
             match () {
                 () if reached.next() == staged.txid && same => Way::Next,
                 () if staged.complete => Way::Base,
@@ -558,12 +607,12 @@ impl Line {
         let file = match way {
             Way::Missing => return Err(Trouble::Missing),
             Way::Next => self.put_next(staged, &header, options).await?,
-            Way::Base => self.put_base(staged, &header).await?,
+            Way::Base => self.put_base(staged, &header, false).await?,
         };
         self.state().page_size = Some(header.page_size);
         let wanted = staged.complete && std::mem::take(&mut self.state().wants_base);
         if wanted && staged.txid > Txid::FIRST && file.level == Level::ZERO {
-            match self.put_base(staged, &header).await {
+            match self.put_base(staged, &header, true).await {
                 Ok(base) => self.state().put.push(base),
                 Err(trouble) => {
                     self.want_base();
@@ -596,8 +645,9 @@ impl Line {
         }
     }
 
-    /// Puts all of the database as a snapshot that stands for everything before.
-    async fn put_base(&self, staged: &Staged, header: &Header) -> Result<FileInfo, Trouble> {
+    /// Puts all of the database as a snapshot that stands for everything before. With `proven` the transaction itself is known to be there, so that
+    /// a snapshot of it that is there already, such as one that compaction made, is as good.
+    async fn put_base(&self, staged: &Staged, header: &Header, proven: bool) -> Result<FileInfo, Trouble> {
         let replica = &self.target.replica;
         let header = Header { min_txid: Txid::FIRST, ..*header };
         let (from, to) = (staged.path.clone(), staged.path.with_file_name(base_name()));
@@ -610,6 +660,9 @@ impl Line {
             Err(error) if error.kind() == Kind::Conflict => {
                 let files = replica.level(Level::SNAPSHOT, Txid::FIRST).await?;
                 let Some(file) = files.into_iter().find(|file| file.name == name) else { return Err(error.into()) };
+                if proven {
+                    return Ok(file);
+                }
                 let theirs = open_file(replica, &file).await?;
                 if theirs.trailer.file_checksum == checksum {
                     return Ok(file);
@@ -627,7 +680,7 @@ impl Line {
     /// What is known of it.
     pub(crate) fn status(&self, changed: Option<Instant>) -> ReplicaStatus {
         let state = self.state();
-        let oldest = state.queue.front().map(|job| job.since).into_iter().chain(changed).min();
+        let oldest = state.queue.front().map(|job| job.since).into_iter().chain(changed).chain(state.stuck).min();
         let error = state.fenced.clone().or_else(|| state.failing.as_ref().map(|failing| failing.why.clone()));
         let fresh = state.worst.1.is_some_and(|when| when.elapsed() <= WORST_FOR);
         ReplicaStatus {
@@ -639,6 +692,7 @@ impl Line {
             waiting: state.queue.len(),
             error,
             fenced: state.fenced.is_some(),
+            needs_snapshot: state.needs_base,
             counters: ReplicaCounters {
                 uploads: state.uploads,
                 bytes: state.bytes,
@@ -742,7 +796,10 @@ fn read_header(path: &Path) -> Result<Header, Trouble> {
     let failed = |error: &dyn std::fmt::Display| Trouble::Failed(format!("cannot read {}: {error}", path.display()));
     let mut head = [0; HEADER_LEN];
     let read = crate::files::open_own(path).and_then(|mut file: File| file.read_exact(&mut head));
-    read.map_err(|error| failed(&error))?;
+    read.map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => Trouble::Gone(format!("{} is gone", path.display())),
+        _ => failed(&error),
+    })?;
     Header::parse(&head).map_err(|error| failed(&error))
 }
 

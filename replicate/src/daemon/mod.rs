@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use database::Database;
+use database::{Database, Patience};
 use futures::StreamExt;
 use tokio::sync::Semaphore;
 
@@ -81,6 +81,8 @@ struct Shared {
     options: Options,
     /// How much is done at once.
     captures: Semaphore,
+    /// The same for what goes through whole databases: no pass waits for that.
+    long: Semaphore,
     starts: Arc<Semaphore>,
     uploads: Semaphore,
     /// The same for replicas where uploading fails: a store that is down keeps nobody else's uploads waiting.
@@ -117,6 +119,12 @@ impl Shared {
         blocking(work).await
     }
 
+    /// The same for what may go through a whole database.
+    async fn long_work<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let _turn = self.long.acquire().await.ok()?;
+        blocking(work).await
+    }
+
     /// Says when something will be due.
     fn due(&self, when: i64) {
         self.next_due.fetch_min(when, Ordering::Relaxed);
@@ -150,6 +158,7 @@ impl Daemon {
         let places = (descriptors - (live - resting) * (descriptors / 80).clamp(1, 16)) / resting;
         let shared = Arc::new(Shared {
             captures: Semaphore::new(options.captures.max(1)),
+            long: Semaphore::new(options.captures.max(1)),
             starts: Arc::new(Semaphore::new(options.starts.max(1))),
             uploads: Semaphore::new(options.uploads.max(1)),
             retries: Semaphore::new(options.uploads.max(1)),
@@ -207,7 +216,15 @@ impl Daemon {
     pub async fn unregister(&self, path: &Path, patience: Duration) -> Result<Synced, ControlError> {
         let database = self.find(path)?;
         let stopped = database.stop(&self.0, patience).await;
-        self.0.databases().remove(path);
+        let mut databases = self.0.databases();
+        if !database.face().stopped {
+            let why = "it was started again meanwhile".to_owned();
+            return Err(ControlError::Failed { path: path.to_owned(), why });
+        }
+        // Whoever was faster may have registered another one by now.
+        if databases.get(path).is_some_and(|there| Arc::ptr_eq(there, &database)) {
+            databases.remove(path);
+        }
         stopped
     }
 
@@ -216,9 +233,9 @@ impl Daemon {
     /// # Errors
     /// [`ControlError::Unknown`], and [`ControlError::Ending`].
     pub fn start(&self, path: &Path) -> Result<bool, ControlError> {
-        let database = self.find(path)?;
-        // Until it has begun, the end does not begin.
-        let _databases = self.0.databases();
+        // Until it has begun, it is not forgotten, and the end does not begin.
+        let databases = self.0.databases();
+        let database = databases.get(path).ok_or_else(|| ControlError::Unknown(path.to_owned()))?;
         if self.is_ending() { Err(ControlError::Ending) } else { Ok(database.start(&self.0)) }
     }
 
@@ -277,7 +294,8 @@ impl Daemon {
         self.find(path).ok().map(|database| database.status())
     }
 
-    /// Captures and uploads what is left of all databases, as long as `patience` lasts, trying again after each `pause`, and lets go of them.
+    /// Captures and uploads what is left of all databases, as long as `patience` lasts, trying again after each `pause`, and lets go of them. Where
+    /// `patience` is zero, everything is tried once.
     /// Tells which could not be brought up to date, and why.
     pub async fn shutdown(&self, patience: Duration, pause: Duration) -> Vec<ControlError> {
         let databases: Vec<_> = {
@@ -294,9 +312,12 @@ impl Daemon {
                 }
             }
         };
-        let stopping = futures::stream::iter(&databases).map(|database| async {
+        // All are asked before any is waited for: those that cannot be brought up to date keep nobody else from it.
+        let asked: Vec<_> = databases.iter().map(|database| (database, database.ask_to_end(&self.0))).collect();
+        let stopping = futures::stream::iter(asked).map(|(database, asked)| async move {
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-            database.stop(&self.0, left).await
+            let patience = if patience.is_zero() { Patience::Once } else { Patience::Lasts(left) };
+            database.stop_asked(&self.0, asked, patience).await
         });
         let stopped = stopping.buffer_unordered(256).collect::<Vec<_>>();
         let outcomes = tokio::select! {

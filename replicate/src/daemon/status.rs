@@ -86,6 +86,8 @@ pub struct ReplicaStatus {
     pub error: Option<String>,
     /// Whether another writer went on, so that uploading has stopped.
     pub fenced: bool,
+    /// Whether what waits cannot be uploaded, nor what comes next, before all of the database was.
+    pub needs_snapshot: bool,
     /// What was counted.
     pub counters: ReplicaCounters,
 }

@@ -85,6 +85,7 @@ async fn though_more_of_ours_waits_behind_it() {
         site.server.put_object(BUCKET, &key("a", before.next()), foreign, &[]);
         site.server.set_down(None).unwrap();
         until("it is told", || status(&daemon, &path).replicas[0].fenced).await;
+        assert!(status(&daemon, &path).lag() > std::time::Duration::ZERO, "it gets nothing");
         let refused = daemon.sync(&path, true, PATIENCE).await.unwrap_err();
         assert!(matches!(refused, ControlError::Failed { .. }), "{refused}");
         if restarted {
@@ -209,6 +210,36 @@ async fn a_replica_that_was_emptied_gets_all_of_the_database_at_the_next_start()
         held(&daemon, &path).await;
         site.server.set_down(None).unwrap();
         until("it is filled", || status(&daemon, &path).replicas[0].txid > Some(before)).await;
+        site.check("a.db", "a").await;
+    }
+}
+
+/// What is there cannot be restored any more; what is put there next can.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_lacks_something_and_is_not_known_here_gets_a_snapshot_that_needs_nothing() {
+    let site = Site::new();
+    let database = site.database("a.db");
+    let spec = site.spec("a.db", &["a"]).await;
+    let path = spec.path().clone();
+    let daemon = Daemon::new(options());
+    daemon.register(spec.clone());
+    for _ in 0..3 {
+        insert(&database, 3);
+        synced(&daemon, &path).await;
+    }
+    daemon.unregister(&path, PATIENCE).await.unwrap();
+    let mut keys: Vec<String> = site.server.keys(BUCKET).into_iter().filter(|key| key.ends_with(".ltx")).collect();
+    keys.sort();
+    keys.pop();
+    assert!(keys.iter().all(|key| site.server.remove_object(BUCKET, key)) && !keys.is_empty());
+    std::fs::remove_dir_all(site.path(".a.db-litestream")).unwrap();
+    // Otherwise the log would prove that what is there is ours.
+    database.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    let daemon = Daemon::new(options());
+    daemon.register(spec);
+    for _ in 0..2 {
+        insert(&database, 1);
+        synced(&daemon, &path).await;
         site.check("a.db", "a").await;
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use litestream_fixtures::s3::Operation;
+use litestream_fixtures::s3::{FaultKind, Faults, Operation};
 use litestream_pageindex::retention::RetentionPolicy;
 use litestream_pageindex::upkeep::Schedule;
 use litestream_replicate::daemon::{Phase, Spec};
@@ -45,6 +45,33 @@ async fn a_replica_stays_small_and_is_listed_once() {
     assert!(synced.txid > Txid(1));
     let snapshot = format!("a/0009/0000000000000001-{}.ltx", synced.txid);
     assert!(site.server.object(BUCKET, &snapshot).is_some());
+    site.check("a.db", "a").await;
+}
+
+/// The snapshot that is asked for is put right behind the transaction it is of. Should compaction make it in between, it is none of another writer's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_compaction_made_meanwhile_is_as_good() {
+    let site = Site::new();
+    let change = |spec: &mut Spec| spec.schedule = Some(Arc::default());
+    let (database, daemon, path) = site.replicating_with(options(), "a.db", &["a"], change).await;
+    insert(&database, 5);
+    synced(&daemon, &path).await;
+    site.server.fault_next(u64::MAX, FaultKind::Status(500), |request| {
+        request.operation == Operation::PutObject && request.key.contains("/0009/")
+    });
+    let asked = tokio::spawn({
+        let (daemon, path) = (daemon.clone(), path.clone());
+        async move { daemon.snapshot(&path, "the test wants one", PATIENCE).await }
+    });
+    until("it fails", || status(&daemon, &path).replicas[0].error.is_some()).await;
+    site.server.set_faults(Faults::default());
+    daemon.enforce_retention(&path).await.unwrap();
+    let reached = asked.await.unwrap().unwrap();
+    let snapshot = format!("a/0009/0000000000000001-{}.ltx", reached.txid);
+    assert!(site.server.object(BUCKET, &snapshot).is_some());
+    insert(&database, 5);
+    synced(&daemon, &path).await;
+    assert_eq!(status(&daemon, &path).replicas[0].error, None);
     site.check("a.db", "a").await;
 }
 

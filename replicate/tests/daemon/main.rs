@@ -5,6 +5,7 @@ mod checkpoints;
 mod deleted;
 mod drills;
 mod foreign;
+mod gone;
 mod keeps_small;
 #[path = "../support/obedient.rs"]
 mod obedient;

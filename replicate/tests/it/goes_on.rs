@@ -119,6 +119,33 @@ fn a_file_that_cannot_be_written_is_written_later() {
     assert_eq!(capture.snapshots(), 1);
 }
 
+/// A pass that makes several files fails behind the first of them.
+#[test]
+fn what_a_pass_had_captured_before_it_failed_stays_captured() {
+    let (mut world, database) = World::with_database(4096);
+    let mut settings = world.settings();
+    settings.cut = 3 * 4096;
+    // So that no file holds everything by chance.
+    insert(&database, 50, 3000);
+    let mut capture = world.start_with(settings);
+    world.pass(&mut capture, &database);
+    let next = world.replica.newest.unwrap().txid.next().next();
+    let obstacle = world.own(&format!("ltx/0/{next}-{next}.tmp"));
+    std::fs::create_dir(&obstacle).unwrap();
+    for _ in 0..9 {
+        insert(&database, 2, 3000);
+    }
+    for _ in 0..3 {
+        assert!(capture.pass().is_err());
+        insert(&database, 1, 10);
+    }
+    std::fs::remove_dir(&obstacle).unwrap();
+    let before = world.replica.files;
+    world.pass(&mut capture, &database);
+    assert!(world.replica.files > before + 1);
+    assert_eq!((capture.snapshots(), world.replica.complete), (1, 1));
+}
+
 #[test]
 fn files_wait_until_the_replica_has_them() {
     let (mut world, database) = World::with_database(4096);
