@@ -30,6 +30,18 @@ pub(crate) struct Arguments {
 }
 
 /// Options of every command.
+/// Arguments that do not go together, which only the command itself knows.
+#[derive(Debug)]
+pub(crate) struct Misused(pub(crate) String);
+
+impl std::error::Error for Misused {}
+
+impl std::fmt::Display for Misused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Common {
     /// The configuration file [default: $LITESTREAM_CONFIG or /etc/litestream.yml].
@@ -99,7 +111,8 @@ pub(crate) enum Command {
   # before maintenance: bring the replicas up to date, with a snapshot, and end
   litestream replicate --once --force-snapshot
 
-SIGTERM and SIGINT bring all replicas up to date before the end; a second one ends at once.")]
+SIGTERM and SIGINT bring all replicas up to date before the end; a second one ends at once. While a program of --exec runs, all
+signals are its own: it is brought to its end, and the replicas up to date after that.")]
 pub(crate) struct ReplicateArgs {
     /// A database to replicate [default: those of the configuration file, which is not read where a database is named].
     #[arg(value_name = "DB")]

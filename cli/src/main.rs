@@ -36,7 +36,8 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             output::print_error(&error);
-            ExitCode::FAILURE
+            // As clap has it.
+            if error.is::<args::Misused>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

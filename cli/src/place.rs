@@ -83,6 +83,18 @@ pub(crate) fn address(url: &str) -> Result<ReplicaConfig, ConfigError> {
     Ok(config)
 }
 
+/// A URL as it may be shown: without what says who we are.
+pub(crate) fn without_secrets(url: &str) -> String {
+    let config = ReplicaConfig::from_url(url).map(|config| config.url());
+    config.unwrap_or_else(|_| {
+        let (place, _) = url.split_once('?').unwrap_or((url, ""));
+        match place.rsplit_once('@') {
+            Some((before, place)) => format!("{}://{place}", before.split_once("://").map_or("", |(scheme, _)| scheme)),
+            None => place.to_owned(),
+        }
+    })
+}
+
 /// Finds what `source` names: a URL, or a database of the configuration file.
 pub(crate) fn resolve(common: &Common, source: &str) -> anyhow::Result<Named> {
     if is_url(source) {

@@ -26,6 +26,8 @@ pub struct Scan {
     pub databases: Vec<DbConfig>,
     /// The directories that were searched.
     pub dirs: Vec<PathBuf>,
+    /// What was passed over because we may not read it, in sentences. The directory itself is not among them.
+    pub unreadable: Vec<String>,
 }
 
 impl DirConfig {
@@ -88,6 +90,10 @@ impl DirConfig {
                     match self.scan_into(&path, is_database, scan) {
                         // Removed since it was listed.
                         Err(error) if error.source.kind() == io::ErrorKind::NotFound => {}
+                        // Such as `lost+found`: whatever is in there is none of ours.
+                        Err(error) if error.source.kind() == io::ErrorKind::PermissionDenied => {
+                            scan.unreadable.push(error.to_string());
+                        }
                         other => other?,
                     }
                 }

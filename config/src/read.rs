@@ -392,9 +392,18 @@ impl Reader<'_> {
         LoggingConfig {
             level: level.unwrap_or(default.level),
             format: format.unwrap_or(default.format),
-            stderr: self.boolean(section, "stderr").unwrap_or(default.stderr),
+            stderr: self.stderr(section).unwrap_or(default.stderr),
             source: self.boolean(section, "source").unwrap_or(default.source),
         }
+    }
+
+    fn stderr(&mut self, section: &mut Section) -> Option<bool> {
+        let stderr = self.boolean(section, "stderr");
+        if stderr == Some(false) {
+            let text = "logging.stderr: the log always goes to standard error here; `2>FILE` sends it elsewhere";
+            self.warnings.push((0, text.to_owned()));
+        }
+        stderr
     }
 
     /// What the environment says of the whole.

@@ -425,6 +425,10 @@ mcp-addr: :1
 #[test]
 fn keys_that_do_nothing_where_they_are_say_so() {
     for (text, expected) in [
+        (
+            "logging: {stderr: no}",
+            "logging.stderr: the log always goes to standard error here; `2>FILE` sends it elsewhere",
+        ),
         ("verify-compaction: on", "verify-compaction: every compaction is verified here; the key has no effect"),
         (
             "dbs: [{dir: /d, pattern: '*', restore-if-db-not-exists: true, replica: {path: /r}}]",

@@ -108,12 +108,16 @@ pub(crate) async fn stop<H: Host>(host: &H, request: &DatabaseRequest) -> Result
         Ok(synced) => Ok(done("stopped", &path, Some(synced.txid.0))),
         // Somebody else was faster.
         Err(ControlError::Stopped(_)) => Ok(done("already_stopped", &path, Some(status.txid.0))),
-        Err(error) => Err(Failure::from(error).with_details(LET_GO)),
+        Err(error) => {
+            let failure = Failure::from(error);
+            // What cannot be brought up to date in time is let go all the same.
+            match known(host, &path).is_ok_and(|status| status.phase == Phase::Stopped) {
+                true => Err(failure.with_details("it is stopped all the same; what was captured lies beside the database, and goes up when it is started again")),
+                false => Err(failure),
+            }
+        }
     }
 }
-
-/// What cannot be brought up to date in time is let go all the same.
-const LET_GO: &str = "it is stopped all the same; what is left was captured, and goes up when it is started again";
 
 /// `POST /sync`.
 pub(crate) async fn sync<H: Host>(host: &H, request: &SyncRequest) -> Result<DatabaseAnswer, Failure> {
@@ -165,7 +169,13 @@ pub(crate) async fn unregister<H: Host>(host: &H, request: &DatabaseRequest) -> 
     match host.unregister(&path, patience(request.timeout)).await {
         Ok(synced) => Ok(done("unregistered", &path, Some(synced.txid.0))),
         Err(ControlError::Unknown(_)) => Ok(done("already_unregistered", &path, Some(0))),
-        Err(error) => Err(Failure::from(error).with_details(LET_GO)),
+        Err(error) => {
+            let failure = Failure::from(error);
+            match known(host, &path) {
+                Err(_) => Err(failure.with_details("it is let go all the same; what was captured lies beside the database, and goes up when it is registered again")),
+                Ok(_) => Err(failure),
+            }
+        }
     }
 }
 

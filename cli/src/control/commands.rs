@@ -15,6 +15,7 @@ use super::wire::{
 };
 use crate::args::Common;
 use crate::output;
+use crate::place;
 
 /// How long what needs no work may take.
 const QUICK: Duration = Duration::from_secs(10);
@@ -153,7 +154,8 @@ pub(crate) async fn register(common: &Common, args: &RegisterArgs) -> anyhow::Re
     let client = Client::new(common, &args.socket, PATIENCE)?;
     let request = RegisterRequest { path: absolute(&args.db)?, replica_url: args.replica.clone() };
     let answer: DatabaseAnswer = said(client.post("/register", &request).await, "register")?;
-    Outcome { replica: args.replica.clone(), ..Outcome::new(&answer, &client) }.print(args.socket.json)
+    let replica = args.replica.as_deref().map(place::without_secrets);
+    Outcome { replica, ..Outcome::new(&answer, &client) }.print(args.socket.json)
 }
 
 pub(crate) async fn unregister(common: &Common, args: &UnregisterArgs) -> anyhow::Result<()> {

@@ -38,7 +38,12 @@ pub(crate) struct SocketFile {
 /// Something else lies there, another process answers there, or it cannot be made.
 pub(crate) async fn listen(config: &SocketConfig) -> anyhow::Result<Listening> {
     let path = &config.path;
-    let failed = || format!("cannot make the control socket {}", path.display());
+    let failed = || {
+        let path = path.display();
+        format!(
+            "cannot make the control socket {path}; name a path as `socket.path` where this user may make one, or leave `socket` out"
+        )
+    };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let folder = fs::File::open(folder).with_context(failed)?;
     lock(&folder).await;

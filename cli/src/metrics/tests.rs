@@ -25,6 +25,7 @@ fn database(path: &str, phase: Phase) -> Status {
         waiting: 0,
         error: None,
         fenced: false,
+        needs_snapshot: false,
         counters: ReplicaCounters { uploads: 4, ..ReplicaCounters::default() },
     };
     Status {

@@ -9,7 +9,11 @@ use tokio::process::Command;
 
 use super::{Signal, Signals, Words};
 
-pub(super) struct Child(tokio::process::Child);
+pub(super) struct Child {
+    process: tokio::process::Child,
+    /// Whether it was interrupted by a key of its terminal, as far as can be seen.
+    interrupted: bool,
+}
 
 impl Child {
     /// Starts it with the limit on open files that we were started with: not all programs bear a high one.
@@ -20,11 +24,11 @@ impl Child {
         let Words { program, arguments } = words;
         let child = Command::new(program).args(arguments).spawn();
         let child = child.with_context(|| format!("cannot start {program:?}, the program to run"))?;
-        let child = Self(child);
+        let child = Self { process: child, interrupted: false };
         if let Err(error) = prlimit(child.pid(), Resource::Nofile, descriptors) {
             tracing::debug!(%error, "the program has our limit on open files");
         }
-        tracing::info!(command = program, pid = child.0.id().unwrap_or_default(), "started");
+        tracing::info!(command = program, pid = child.process.id().unwrap_or_default(), "started");
         Ok(child)
     }
 
@@ -35,7 +39,7 @@ impl Child {
     pub(super) async fn wait(mut self, signals: &mut Signals) -> anyhow::Result<ExitCode> {
         loop {
             tokio::select! {
-                status = self.0.wait() => {
+                status = self.process.wait() => {
                     let status = status.context("cannot wait for the program that runs")?;
                     tracing::info!(%status, "the program has ended");
                     return Ok(code(status));
@@ -47,10 +51,10 @@ impl Child {
 
     /// It has an id as long as nobody has waited for it, so nobody else can have that.
     fn pid(&self) -> Option<Pid> {
-        self.0.id().and_then(|id| Pid::from_raw(id.cast_signed()))
+        self.process.id().and_then(|id| Pid::from_raw(id.cast_signed()))
     }
 
-    fn pass_on(&self, signal: Signal) {
+    fn pass_on(&mut self, signal: Signal) {
         use rustix::process::{Signal as Native, kill_process};
         let native = match signal {
             Signal::Hangup => Native::HUP,
@@ -58,8 +62,9 @@ impl Child {
             Signal::Terminate => Native::TERM,
         };
         let Some(pid) = self.pid() else { return };
-        if signal == Signal::Interrupt && sits_at_our_terminal() {
-            // It had the key itself; a second one would make some programs end at once.
+        if signal == Signal::Interrupt && sits_at_our_terminal() && !std::mem::replace(&mut self.interrupted, true) {
+            // It had the key itself; a second one would make some programs end at once. Whoever sends one more means that, or it was no key.
+            tracing::info!(%signal, "the program has had that from the terminal; once more, and it is passed on");
             return;
         }
         tracing::info!(%signal, "passing the signal on to the program");

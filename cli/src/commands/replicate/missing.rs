@@ -7,8 +7,10 @@ use anyhow::{Context, bail};
 use futures::stream::{self, StreamExt};
 use litestream_config::DbConfig;
 use litestream_hydrate::{Publishing, RestoreOptions};
+use litestream_replicate::Left;
 use litestream_replicate::daemon::Spec;
 use litestream_storage::Replica;
+use ltx::Txid;
 use tokio::sync::watch;
 
 use super::{Signal, Signals};
@@ -91,6 +93,13 @@ async fn one(database: &DbConfig, spec: &Spec, publishing: &Publishing, screen: 
         Some(latest) => {
             let size = output::size(latest.size);
             tracing::info!(%db, replica = %latest.url, state = latest.state, size, "restored");
+            let captured = Left::read(&database.meta_path).map(|left| left.txid);
+            if let Some((captured, restored)) = captured.zip(latest.state.parse::<Txid>().ok())
+                && captured > restored
+            {
+                let why = "more was captured here than had been uploaded, and is not in what was restored: what is left of it goes up now, and `litestream restore -txid` gives it back";
+                tracing::warn!(%db, %captured, %restored, "{why}");
+            }
         }
         None => tracing::info!(%db, "does not exist, and has no backup: it is replicated once it is created"),
     }

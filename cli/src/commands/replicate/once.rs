@@ -142,6 +142,7 @@ mod tests {
             waiting: 1,
             error: replica.map(str::to_owned),
             fenced,
+            needs_snapshot: false,
             counters: ReplicaCounters::default(),
         };
         Status {

@@ -10,7 +10,7 @@ use litestream_config::{self as config, Config, DbConfig, DbEntry, DbSettings, R
 use litestream_storage::config::{Location, is_url};
 
 use super::sharing;
-use crate::args::{Common, ReplicateArgs};
+use crate::args::{Common, Misused, ReplicateArgs};
 use crate::place;
 
 /// All that is known before anything starts.
@@ -62,15 +62,18 @@ impl Plan {
         let name = database.display();
         if database.to_str().is_some_and(|text| is_url(text) && !text.starts_with("sqlite")) {
             // Not quoted: an address may carry credentials.
-            bail!(
+            bail!(Misused(
                 "name the database file first, and then where it goes, as in `litestream replicate my.db s3://BUCKET/PATH`"
-            );
+                    .to_owned()
+            ));
         }
         if urls.is_empty() {
-            bail!("{name}: where should it go? Give a replica URL, too, such as s3://BUCKET/PATH or file:///PATH");
+            bail!(Misused(format!(
+                "{name}: where should it go? Give a replica URL, too, such as s3://BUCKET/PATH or file:///PATH"
+            )));
         }
         if common.config.is_some() {
-            bail!("{name}: it is either a database with its replica URLs or --config, not both");
+            bail!(Misused(format!("{name}: it is either a database with its replica URLs or --config, not both")));
         }
         let home = place::env("HOME").map(PathBuf::from);
         let path = config::database_path(database, home.as_deref());
@@ -99,8 +102,11 @@ impl Plan {
         }
         for entry in &self.config.dbs {
             if let DbEntry::Directory(folder) = entry {
-                match folder.scan() {
-                    Ok(databases) => databases.into_iter().for_each(|database| found.below_folder(database)),
+                match folder.scan_with(&config::is_database) {
+                    Ok(scan) => {
+                        scan.unreadable.iter().for_each(|why| tracing::warn!("{why}; passed over"));
+                        scan.databases.into_iter().for_each(|database| found.below_folder(database));
+                    }
                     Err(error) => found.problems.push(error.to_string()),
                 }
             }

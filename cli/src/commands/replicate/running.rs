@@ -133,7 +133,10 @@ impl Running {
             (None, None) => bail!("{}: not in the configuration file: give a replica URL, too", path.display()),
             (configured, Some(url)) => {
                 if !is_url(url) {
-                    bail!("{url:?} is not a replica URL such as s3://BUCKET/PATH or file:///PATH");
+                    bail!(
+                        "{:?} is not a replica URL such as s3://BUCKET/PATH or file:///PATH",
+                        place::without_secrets(url)
+                    );
                 }
                 let replicas = vec![config::Replica::new(place::known_at(&self.config, url)?)];
                 let settings = configured.as_ref().map(|database| database.settings.clone());
@@ -203,6 +206,10 @@ impl Running {
     pub(crate) async fn unregister(&self, path: &Path, patience: Duration) -> Result<Synced, ControlError> {
         let outcome = self.daemon.unregister(path, patience).await;
         let mut known = self.known();
+        if self.daemon.status_of(path).is_some() {
+            // Somebody has started it again.
+            return outcome;
+        }
         if let Some(own) = known.databases.remove(path)
             && let Some(spots) = &mut known.spots
             && let Some(database) = self.configuration(path, own.as_deref())

@@ -219,6 +219,7 @@ mod tests {
             waiting: 0,
             error: error.map(str::to_owned),
             fenced: false,
+            needs_snapshot: false,
             counters: ReplicaCounters::default(),
         };
         Status {

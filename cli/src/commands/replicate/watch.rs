@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use litestream_config::{DbConfig, DbEntry, DirConfig, is_database};
+use litestream_replicate::daemon::{Phase, Status};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -16,6 +17,8 @@ use super::hints::Hints;
 
 /// How often is looked.
 const RESCAN: Duration = Duration::from_secs(10);
+/// How long the end of a database may take that has gone, at least.
+const LEAVES: Duration = Duration::from_secs(30);
 /// How long after a hint: what is being created or renamed is soon as it should be.
 const SETTLE: Duration = Duration::from_millis(200);
 /// However many hints there are, a look takes at most one part in so many of the time.
@@ -130,18 +133,33 @@ impl Watch {
     }
 
     fn let_go(&mut self, at: usize, path: PathBuf) {
-        self.folders[at].seen.remove(&path);
         let running = self.running.clone();
+        if running.daemon.status_of(&path).is_some_and(|status| is_needed(&status)) {
+            return;
+        }
+        self.folders[at].seen.remove(&path);
         if running.database(&path).is_none() {
             return;
         }
         tracing::info!(db = %path.display(), "the database has gone: no longer replicated");
         self.leaving.spawn(async move {
-            if let Err(error) = running.unregister(&path, running.config.shutdown_sync_timeout).await {
+            if let Err(error) = running.unregister(&path, running.config.shutdown_sync_timeout.max(LEAVES)).await {
                 tracing::warn!(%error, "its replicas are not up to date");
             }
             path
         });
+    }
+}
+
+/// Whether something may still go up of a database that is gone: as long as it is registered, that happens once the store answers.
+fn is_needed(status: &Status) -> bool {
+    match status.phase {
+        Phase::Stopped => false,
+        Phase::Waiting => {
+            status.replicas.iter().any(|replica| replica.waiting > 0 && !replica.fenced && !replica.needs_snapshot)
+        }
+        // That it is gone was not noticed yet, and what was committed last may not be captured.
+        _ => true,
     }
 }
 
@@ -158,7 +176,10 @@ fn look_into(running: &Running, config: &DirConfig, seen: HashSet<PathBuf>) -> L
     let is_new =
         |path: &Path| !seen.contains(path) && running.unless_replicated(path, || is_database(path)).unwrap_or_default();
     let (scan, failure) = match config.scan_with(&is_new) {
-        Ok(scan) => (scan, None),
+        Ok(mut scan) => {
+            let unreadable = scan.unreadable.pop();
+            (scan, unreadable)
+        }
         Err(error) => (litestream_config::Scan::default(), Some(error.to_string())),
     };
     // A folder that cannot be read is no sign that its databases have gone.
@@ -206,8 +227,11 @@ mod tests {
         fs::remove_file(at("a.db")).unwrap();
         watch.look().await;
         assert_eq!(["empty.db", "below/b.db"].map(is_known), [true, true]);
-        while watch.leaving.join_next().await.is_some() {}
-        assert!(!is_known("a.db"));
+        while is_known("a.db") {
+            // It is let go of once the daemon has seen that it is gone.
+            sleep(Duration::from_millis(20)).await;
+            watch.look().await;
+        }
         watch.look().await;
         assert!(is_known("twin.db"), "its other name has gone");
     }
@@ -233,7 +257,10 @@ mod tests {
         fs::rename(folder.path().join("x"), folder.path().join("y")).unwrap();
         watch.look().await;
         assert!(watch.folders[0].failure.as_ref().unwrap().contains("cannot search"));
-        while watch.leaving.join_next().await.is_some() {}
+        while running.database(&path).is_some() {
+            sleep(Duration::from_millis(20)).await;
+            watch.look().await;
+        }
         fs::rename(folder.path().join("y"), folder.path().join("x")).unwrap();
         watch.look().await;
         assert!(watch.folders[0].failure.is_none() && running.database(&path).is_some());

@@ -1,4 +1,5 @@
-//! A command line taken apart into words, as a shell does; but nothing is expanded, and no shell is run.
+//! A command line taken apart into words, as a shell does; but nothing is expanded, and no shell is run. It may hold secrets, so errors do not
+//! repeat it.
 
 use anyhow::bail;
 
@@ -33,19 +34,21 @@ fn split(command: &str) -> anyhow::Result<Vec<String>> {
             let after = rest.clone().next();
             quoted |= matches!(c, '\'' | '"') || c == '\\' && after != Some('\n');
             match c {
-                '\'' => single(&mut rest, &mut word, command)?,
-                '"' => double(&mut rest, &mut word, command)?,
+                '\'' => single(&mut rest, &mut word)?,
+                '"' => double(&mut rest, &mut word)?,
                 '\\' => match rest.next() {
                     Some('\n') => {}
                     Some(c) => word.push(c),
-                    None => bail!("{command:?}: ends with a backslash"),
+                    None => bail!("the command to run ends with a backslash"),
                 },
                 c => word.push(c),
             }
             next = rest.next();
         }
         if !quoted && OPERATORS.contains(&word.as_str()) {
-            bail!("{command:?}: there is no shell to understand {word:?}: run one, as in `sh -c '…'`, or quote it");
+            bail!(
+                "the command to run: there is no shell to understand {word:?}: run one, as in `sh -c '…'`, or quote it"
+            );
         }
         if quoted || !word.is_empty() {
             words.push(word);
@@ -54,17 +57,17 @@ fn split(command: &str) -> anyhow::Result<Vec<String>> {
     Ok(words)
 }
 
-fn single(rest: &mut std::str::Chars<'_>, word: &mut String, command: &str) -> anyhow::Result<()> {
+fn single(rest: &mut std::str::Chars<'_>, word: &mut String) -> anyhow::Result<()> {
     for c in rest {
         if c == '\'' {
             return Ok(());
         }
         word.push(c);
     }
-    bail!("{command:?}: a ' is never closed")
+    bail!("the command to run: a ' is never closed")
 }
 
-fn double(rest: &mut std::str::Chars<'_>, word: &mut String, command: &str) -> anyhow::Result<()> {
+fn double(rest: &mut std::str::Chars<'_>, word: &mut String) -> anyhow::Result<()> {
     while let Some(c) = rest.next() {
         match c {
             '"' => return Ok(()),
@@ -76,7 +79,7 @@ fn double(rest: &mut std::str::Chars<'_>, word: &mut String, command: &str) -> a
             c => word.push(c),
         }
     }
-    bail!("{command:?}: a \" is never closed")
+    bail!("the command to run: a \" is never closed")
 }
 
 #[cfg(test)]
