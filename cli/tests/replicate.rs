@@ -24,7 +24,10 @@ impl Drop for Daemon {
 
 impl Daemon {
     fn start(arguments: &[&str]) -> Self {
-        Self::spawn(Command::new(env!("CARGO_BIN_EXE_litestream")), arguments)
+        let mut command = Command::new("env");
+        // Whatever these tests were started by, such as `nohup`.
+        command.args(["--default-signal=HUP", env!("CARGO_BIN_EXE_litestream")]);
+        Self::spawn(command, arguments)
     }
 
     /// The same by a command that becomes the daemon.

@@ -376,7 +376,10 @@ impl Capture {
     /// # Errors
     /// Why that cannot be done just now. What was captured before the error is handed out by the next call.
     pub fn pass(&mut self) -> Result<Vec<Staged>> {
-        self.catch_up()?;
+        if let Err(error) = self.catch_up() {
+            // Whoever deletes the database with all that is beside it had better not be told that a folder is missing.
+            return Err(self.check_files().err().filter(Error::is_final).unwrap_or(error));
+        }
         self.time = (self.clock)();
         if self.time.0.saturating_sub(self.checked.0) >= CHECK_EVERY {
             self.check_files()?;

@@ -226,13 +226,6 @@ impl Database {
         self.keeping.store(false, Ordering::SeqCst);
     }
 
-    /// How far it has come.
-    pub(crate) fn synced(&self) -> Synced {
-        let txid = self.face().txid;
-        let durable = self.lines.iter().map(|line| line.reached().unwrap_or_default()).min().unwrap_or_default();
-        Synced { txid, durable: durable.min(txid) }
-    }
-
     /// Says that something has happened to the files.
     pub(crate) fn notice(self: &Arc<Self>, shared: &Arc<Shared>, urgent: bool) {
         {
@@ -402,7 +395,7 @@ impl Database {
             let why = match self.reached(asked, durable) {
                 Ok(synced) => return Ok(synced),
                 Err(Ok(why)) => why,
-                Err(Err(why)) => return Err(ControlError::Failed { path: self.path().to_owned(), why }),
+                Err(Err(why)) => return Err(self.failed(why)),
             };
             if tokio::time::timeout_at(deadline, progress).await.is_err() {
                 return Err(ControlError::Timeout { path: self.path().to_owned(), patience, why });
@@ -457,7 +450,7 @@ impl Database {
         for line in &self.lines {
             let reached = line.reached().unwrap_or_default();
             held = held.min(reached);
-            if !durable || reached >= txid {
+            if !durable || reached >= txid && !line.needs_base() {
                 continue;
             }
             let url = line.target.replica.url();
@@ -506,6 +499,10 @@ impl Database {
             let mut face = self.face();
             face.closing = true;
             face.asked += 1;
+            if face.phase != Phase::Stopped {
+                // It may be there by now: that is looked at again.
+                face.missing = false;
+            }
             if self.is_at_rest(&face) {
                 face.answered = face.asked;
             }
@@ -546,7 +543,7 @@ impl Database {
         };
         let patience = if hopeless { patience.min(HOPELESS) } else { patience };
         let synced = match () {
-            () if !fresh => Ok(self.synced()),
+            () if !fresh => self.reached(0, true).map_err(|(Ok(why) | Err(why))| self.failed(why)),
             () if once => self.wait_once(asked, patience).await,
             () => self.wait_until(asked, true, patience).await,
         };
@@ -583,7 +580,7 @@ impl Database {
             face.error.clone().filter(|_| !face.missing)
         };
         let synced = match (synced, error) {
-            (Ok(_), Some(why)) if fresh => Err(ControlError::Failed { path: self.path().to_owned(), why }),
+            (Ok(_), Some(why)) if fresh => Err(self.failed(why)),
             (Ok(_), None) if fresh => {
                 self.wait_until(0, true, deadline.saturating_duration_since(Instant::now())).await
             }
@@ -591,6 +588,10 @@ impl Database {
         };
         self.close();
         synced
+    }
+
+    fn failed(&self, why: String) -> ControlError {
+        ControlError::Failed { path: self.path().to_owned(), why }
     }
 
     /// Uploads nothing more, unless somebody has started it again.
@@ -613,7 +614,7 @@ impl Database {
             face.phase = Phase::Starting;
             face.error = None;
             // What waited then is looked for anew.
-            face.queued = false;
+            (face.queued, face.missing) = (false, false);
         }
         self.progress.notify_waiters();
         for line in &self.lines {
@@ -709,10 +710,13 @@ impl Database {
             // Of what is not there, nothing is left to be captured.
             face.changed = None;
         }
-        face.hopeless = matches!(refused, NotTaken::Capture(_)) && face.phase != Phase::Live && !disk_full;
+        // Who was live and failed is held still, unless nobody can hold that any more.
+        let is_held =
+            face.phase == Phase::Live && !quiet && !matches!(refused, NotTaken::Capture(error) if error.is_final());
+        face.hopeless = matches!(refused, NotTaken::Capture(_)) && !is_held && !disk_full;
         face.counters.sync_errors += u64::from(!quiet);
         face.error = Some(why.clone());
-        if face.phase != Phase::Live {
+        if !is_held {
             face.phase = Phase::Waiting;
         }
         drop(face);

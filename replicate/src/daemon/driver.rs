@@ -152,11 +152,10 @@ impl Driver {
         if self.database.face().ending {
             return self.finish().await;
         }
-        if let Some(until) = self.not_before.filter(|until| *until > Instant::now()) {
-            let face = self.database.face();
-            if !face.closing && face.asked <= face.answered {
-                return Some(until);
-            }
+        if let Some(until) = self.not_before.filter(|until| *until > Instant::now())
+            && !self.is_asked()
+        {
+            return Some(until);
         }
         self.not_before = None;
         let (capture, permit) = match std::mem::take(&mut self.held) {
@@ -168,6 +167,12 @@ impl Driver {
             },
         };
         self.tick(capture, permit).await
+    }
+
+    /// Whether somebody waits for what is captured.
+    fn is_asked(&self) -> bool {
+        let face = self.database.face();
+        face.closing || face.asked > face.answered
     }
 
     fn refused(&mut self, refused: &NotTaken) -> Instant {
@@ -228,6 +233,13 @@ impl Driver {
     async fn take_up(&mut self, held: Held) -> Result<(Box<Capture>, Seat), NotTaken> {
         let clock = self.shared.options.clock.clone();
         let rests = matches!(held, Held::Resting(..));
+        if matches!(held, Held::Nothing | Held::Parked(_)) && !self.database.path().exists() {
+            // For that nobody need wait for his turn, nor keep it.
+            self.held = held;
+            self.permit = None;
+            self.send_left().await;
+            return Err(NotTaken::Missing);
+        }
         let Some((place, more)) = self.room(rests).await else {
             self.held = held;
             return Err(NotTaken::Ending);
@@ -296,7 +308,6 @@ impl Driver {
             },
         };
         if !database.path().exists() {
-            self.send_left().await;
             return Err(NotTaken::Missing);
         }
         let left = Left::read(&database.folder());
@@ -475,7 +486,7 @@ impl Driver {
             // Whatever is committed meanwhile.
             let later = now + pause.min(LONGEST_RECOVERY);
             self.not_before = Some(later);
-            return Some(later);
+            return Some(if self.is_asked() { now } else { later });
         }
         let (asked, changed, snapshot, drill, closing) = {
             let mut face = self.database.face();
@@ -562,7 +573,6 @@ impl Driver {
             Err(error) if error.is_final() => {
                 // What was held is nobody's any more.
                 let anew = self.failures == 0;
-                self.database.face().phase = Phase::Waiting;
                 let later = self.refused(&self.gone(error));
                 Some(if anew { Instant::now() } else { later })
             }

@@ -450,7 +450,7 @@ impl Line {
         let state = self.state();
         match &state.fenced {
             Some(why) => Err(why.clone()),
-            None => Ok(state.reached.is_some_and(|reached| reached >= txid)),
+            None => Ok(!state.needs_base && state.reached.is_some_and(|reached| reached >= txid)),
         }
     }
 
@@ -598,8 +598,10 @@ impl Line {
             let state = self.state();
             let reached = state.reached.unwrap_or_default();
             let same = reached == Txid::ZERO || state.page_size == Some(header.page_size);
+            // On what is not ours only all of the database is put.
+            let fits = state.ours || staged.complete || reached == Txid::ZERO;
             match () {
-                () if reached.next() == staged.txid && same => Way::Next,
+                () if reached.next() == staged.txid && same && fits => Way::Next,
                 () if staged.complete => Way::Base,
                 () => Way::Missing,
             }

@@ -142,6 +142,21 @@ async fn though_it_did_not_answer_at_the_start() {
     }
 }
 
+/// Nothing was captured since, so nothing shows that it lacks something but that it holds another one's transaction.
+#[tokio::test(flavor = "multi_thread")]
+async fn though_it_did_not_answer_at_the_start_and_nothing_came_since() {
+    let site = Site::new();
+    let Fenced { spec, daemon, path, reader: _reader, .. } = fenced(&site, &["a"]).await;
+    daemon.unregister(&path, PATIENCE).await.unwrap_err();
+    site.server.set_down(Some(Down::Refuse)).unwrap();
+    let daemon = Daemon::new(options());
+    daemon.register(spec);
+    held(&daemon, &path).await;
+    site.server.set_down(None).unwrap();
+    daemon.unregister(&path, PATIENCE).await.unwrap();
+    site.check("a.db", "a").await;
+}
+
 /// What it holds was seen, and then something else went wrong: it is no better known for that.
 #[expect(clippy::disallowed_methods, reason = "what is opened is no database")]
 #[tokio::test(flavor = "multi_thread")]

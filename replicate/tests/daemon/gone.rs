@@ -27,8 +27,9 @@ async fn what_was_committed_right_before_a_database_was_deleted_is_uploaded() {
         insert(&database, 1);
         let expected = rows(&database);
         delete(&site, "a.db");
-        until("it is missed", || status(&daemon, &path).phase == Phase::Waiting).await;
-        assert!(status(&daemon, &path).error.unwrap().contains("no such file"));
+        let no_such_file = |error: Option<String>| error.is_some_and(|error| error.contains("no such file"));
+        until("it is missed", || no_such_file(status(&daemon, &path).error)).await;
+        assert_eq!(status(&daemon, &path).phase, Phase::Waiting);
         // There is no hurry, as long as it lasts.
         let error = daemon.sync(&path, true, Duration::from_millis(300)).await.unwrap_err().to_string();
         assert!(error.contains("no such file"), "{error}");
@@ -96,6 +97,47 @@ async fn what_an_earlier_process_captured_of_a_database_that_is_gone_is_uploaded
             assert_eq!(rows(&site.restored(place, Moment::Txid(before)).await), expected);
         }
     }
+}
+
+/// What was captured and not uploaded is gone as well, and that is said.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_deleted_with_all_that_is_beside_it_is_missed() {
+    let (site, mut options) = (Site::new(), options());
+    options.rest_after = Duration::from_secs(24 * 60 * 60);
+    let (database, daemon, path) = site.replicating_with(options, "a.db", &["a"], |_| {}).await;
+    awake(&daemon, &path, || insert(&database, 5)).await;
+    std::fs::remove_dir_all(site.path(".a.db-litestream")).unwrap();
+    insert(&database, 1);
+    delete(&site, "a.db");
+    until("it is missed", || status(&daemon, &path).phase == Phase::Waiting).await;
+    daemon.unregister(&path, PATIENCE).await.unwrap();
+}
+
+/// It was missing when it was looked for last.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_came_a_moment_before_the_end_is_captured() {
+    let site = Site::new();
+    let spec = site.spec("a.db", &["a"]).await;
+    let (daemon, path) = (Daemon::new(options()), spec.path().clone());
+    daemon.register(spec);
+    until("it is missed", || status(&daemon, &path).phase == Phase::Waiting).await;
+    let database = site.database("a.db");
+    insert(&database, 5);
+    daemon.unregister(&path, PATIENCE).await.unwrap();
+    site.check("a.db", "a").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_stopped_with_something_left_is_not_up_to_date_at_the_end() {
+    let site = Site::new();
+    let (database, daemon, path) = site.replicating("a.db", &["a"]).await;
+    insert(&database, 5);
+    synced(&daemon, &path).await;
+    site.server.set_down(Some(Down::Refuse)).unwrap();
+    insert(&database, 5);
+    daemon.stop(&path, Duration::from_millis(200)).await.unwrap_err();
+    let left = daemon.shutdown(Duration::from_millis(200), Duration::from_millis(50)).await;
+    assert!(left.len() == 1 && left[0].to_string().contains("holds transactions up to"), "{left:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
