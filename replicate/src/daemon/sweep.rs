@@ -186,11 +186,11 @@ pub(crate) fn run(shared: &Weak<Shared>) {
         let mut slots = shared.sweep.slots();
         slots.look_hot(&mut noticed);
         if now >= cold {
-            slots.look_cold(false, &mut noticed);
+            slots.look_mapped(&mut noticed);
             cold = now + (now.elapsed() * THRIFT).clamp(COLD.0, COLD.1);
         }
         if now >= plain {
-            let count = slots.look_cold(true, &mut noticed);
+            let count = slots.look_plain(&mut noticed);
             plain = now + RARELY.0.max(RARELY.1 * count);
         }
         let mut odd = Vec::new();
@@ -247,18 +247,20 @@ impl Slots {
         }
     }
 
-    /// Looks at those that rest, either of the two kinds. Tells how many there are.
-    fn look_cold(&mut self, plain: bool, noticed: &mut Vec<(Arc<Database>, Notice)>) -> u32 {
+    /// Looks at those that rest and are looked at through memory.
+    fn look_mapped(&mut self, noticed: &mut Vec<(Arc<Database>, Notice)>) {
+        for number in &self.mapped {
+            let Some(slot) = self.all[*number].as_mut().filter(|slot| !slot.hot && !slot.plain) else { continue };
+            slot.look_cold(noticed);
+        }
+    }
+
+    /// Looks at the others that rest. Tells how many there are.
+    fn look_plain(&mut self, noticed: &mut Vec<(Arc<Database>, Notice)>) -> u32 {
         let mut count = 0;
-        for slot in self.all.iter_mut().flatten().filter(|slot| !slot.hot && slot.plain == plain) {
+        for slot in self.all.iter_mut().flatten().filter(|slot| !slot.hot && slot.plain) {
             count += 1;
-            if let Some((watch, seen)) = &slot.watch
-                && !slot.noticed
-                && watch.changed(seen)
-            {
-                slot.noticed = true;
-                noticed.extend(slot.database.upgrade().map(|database| (database, Notice::Changed)));
-            }
+            slot.look_cold(noticed);
         }
         count
     }
@@ -299,6 +301,16 @@ impl Slot {
         // One that only copies what it can is over in a moment.
         let before = std::mem::replace(&mut self.waiting, watch.checkpointer_waiting());
         (before && self.waiting).then_some(Notice::Waiting)
+    }
+
+    fn look_cold(&mut self, noticed: &mut Vec<(Arc<Database>, Notice)>) {
+        if let Some((watch, seen)) = &self.watch
+            && !self.noticed
+            && watch.changed(seen)
+        {
+            self.noticed = true;
+            noticed.extend(self.database.upgrade().map(|database| (database, Notice::Changed)));
+        }
     }
 }
 
