@@ -25,7 +25,7 @@ const PARKED: Duration = Duration::from_secs(1);
 /// How often it is looked whether descriptors suffice.
 const ROOM: Duration = Duration::from_millis(100);
 /// Two system calls for each of them; where there are many, they wait longer.
-const EACH: Duration = Duration::from_millis(5);
+const EACH: Duration = Duration::from_millis(7);
 /// In how many of these rounds it is looked once whether the files are still the same.
 const ROUNDS: usize = 120;
 
