@@ -89,7 +89,10 @@ pub(crate) fn without_secrets(url: &str) -> String {
     config.unwrap_or_else(|_| {
         let (place, _) = url.split_once('?').unwrap_or((url, ""));
         match place.rsplit_once('@') {
-            Some((before, place)) => format!("{}://{place}", before.split_once("://").map_or("", |(scheme, _)| scheme)),
+            Some((before, place)) => match before.split_once("://") {
+                Some((scheme, _)) => format!("{scheme}://{place}"),
+                None => place.to_owned(),
+            },
             None => place.to_owned(),
         }
     })

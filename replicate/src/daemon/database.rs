@@ -88,9 +88,9 @@ pub(crate) struct Face {
     pub(super) counters: Counters,
     /// Whether there is no such file, or one that cannot be captured as it is.
     pub(super) missing: bool,
+    pub(super) hopeless: bool,
     /// Whether what was captured and is not uploaded waits in the queues.
     pub(super) queued: bool,
-    pub(super) hopeless: bool,
     /// A checkpoint of the application waits for us.
     pub(super) urgent: bool,
     /// What is held while there is no driver.
@@ -407,8 +407,8 @@ impl Database {
     async fn wait_once(&self, asked: u64, longest: Duration) -> Result<Synced, ControlError> {
         const STEP: Duration = Duration::from_millis(50);
         let deadline = Instant::now() + longest;
-        let (errors, failed) = (self.face().counters.sync_errors, self.lines.iter().map(|line| line.errors()));
-        let failed: Vec<_> = failed.collect();
+        let errors = self.face().counters.sync_errors;
+        let failed: Vec<_> = self.lines.iter().map(|line| line.errors()).collect();
         loop {
             match self.wait_until(asked, true, STEP).await {
                 Err(ControlError::Timeout { path, why, .. }) => {

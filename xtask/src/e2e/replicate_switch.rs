@@ -102,12 +102,14 @@ struct Scene<'a> {
 impl Scene<'_> {
     /// A turn of Litestream's. The log is kept until it goes on with it, and again from before its end on.
     fn litestream(&self) -> Result<()> {
-        // Nothing, where there is no replica yet.
-        let newest = || self.world.our_list(self.url).unwrap_or_default().iter().flat_map(File::end).max();
-        let ours = newest();
+        let newest = || -> Result<Option<u64>> {
+            let ends: Result<Vec<u64>> = self.world.our_list(self.url)?.iter().map(File::end).collect();
+            Ok(ends?.into_iter().max())
+        };
+        let ours = newest()?;
         let daemon = self.world.replicate(self.database, self.url, GLOBAL)?;
         // From then on the log goes on beside it.
-        wait_until("litestream to upload something", DEADLINE, || Ok((newest() > ours).then_some(())))?;
+        wait_until("litestream to upload something", DEADLINE, || Ok((newest()? > ours).then_some(())))?;
         self.writer.keeps_log.store(false, Ordering::SeqCst);
         self.writer.some_more()?;
         self.writer.keeps_log.store(true, Ordering::SeqCst);
