@@ -1,9 +1,12 @@
 //! Which files may go.
 //!
 //! Nothing here deletes anything: [`expired`] says what a listing holds that nobody needs. The promise it keeps: whatever levels 1 to 9 could
-//! restore inside the snapshots' window they still can, and so can all levels together the newest state. Single syncs are *not* promised, not
-//! even young ones: level 0 goes up to the middle of a file of level 1, and what is left of it may then lie beyond a bridge that is itself
-//! after the moment asked for.
+//! restore inside the snapshots' window they still can, and so can all levels together the newest state. Single syncs are *not* promised once
+//! they are old enough: what is left of level 0 may then lie beyond a bridge that is itself after the moment asked for.
+//!
+//! A file of level 0 is old enough when it *and what level 1 holds of it* are. A restore of the newest state that is planned after level 1 has
+//! it does not read it, so that whoever planned before has that long to read it, however late it was merged: by its own date alone it would go
+//! at once where merging had waited for as long.
 //!
 //! It goes by the store's own dates, which as a rule are no earlier than the times in the files, so that it errs on the side of keeping.
 
@@ -17,7 +20,7 @@ use crate::Listing;
 /// For how long files are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetentionPolicy {
-    /// How long a file of level 0 stays after it was written, though level 1 holds its transactions. Default 5 min.
+    /// How long a file of level 0 stays after level 1 has come to hold its transactions; zero: not at all. Default 5 min.
     pub l0: Duration,
     /// How far back every moment can be restored. Default 24 h.
     pub snapshots: Duration,
@@ -34,8 +37,8 @@ impl Default for RetentionPolicy {
 /// - *Level 9*: of the snapshots older than the window all but the newest, which the window's first moments rest on.
 /// - *Levels 1 to 8*: what ends before the oldest snapshot that stays. As long as no snapshot is older than the window, nothing: its first
 ///   moments may rest on files from before the first snapshot.
-/// - *Level 0*: what level 1 covers without a gap (or what ends before the oldest snapshot that stays, as in other levels) and is old enough;
-///   oldest first, up to the first that is too young.
+/// - *Level 0*: what level 1 has covered without a gap for long enough (or what ends before the oldest snapshot that stays, as in other levels,
+///   and is old enough); oldest first, up to the first that is too young.
 ///
 /// Each level's newest file stays always, so that nobody takes a TXID twice. Where no level above 0 holds a file from TXID 1, nothing goes
 /// at all. What a partial listing leaves out is taken as absent, which only keeps more.
@@ -53,11 +56,11 @@ pub fn expired(listing: &Listing, policy: &RetentionPolicy, now: Timestamp) -> V
         let files = listing.level(level).iter().filter(|file| file.name.max < newest);
         match level {
             Level::ZERO => {
-                let runs = runs(listing.level(Level::ONE));
-                let covered = |file: &FileInfo| file.name.max < floor || runs.iter().any(|run| covers(*run, file.name));
-                let young = before(now, policy.l0);
-                let old = files.take_while(|file| file.object.modified < young);
-                expired.extend(old.filter(|file| covered(file)).cloned());
+                let (one, young) = (LevelOne::of(listing), before(now, policy.l0));
+                let dated = files.map(|file| (file, one.holds_since(file.name)));
+                let old = dated.take_while(|(file, held)| (*held).max(Some(file.object.modified)) <= Some(young));
+                let expendable = old.filter(|(file, held)| held.is_some() || file.name.max < floor);
+                expired.extend(expendable.map(|(file, _)| file.clone()));
             }
             Level::SNAPSHOT => {
                 expired.extend(files.filter(|file| is_superseded(file, floor, window)).cloned());
@@ -82,20 +85,48 @@ fn oldest_kept_snapshot(listing: &Listing, window: Timestamp) -> Txid {
     older.map_or(Txid::ZERO, |older| inside.map_or(older, |inside| older.min(inside)))
 }
 
-/// The stretches of TXIDs that files cover without a gap.
-fn runs(files: &[FileInfo]) -> Vec<FileName> {
-    let mut runs: Vec<FileName> = Vec::new();
-    for file in files {
-        match runs.last_mut() {
-            Some(run) if file.name.min <= run.max.next() => run.max = run.max.max(file.name.max),
-            _ => runs.push(file.name),
-        }
-    }
-    runs
+/// When the oldest file of level 0 that level 1 holds will be old enough; it stays while it is the newest.
+pub(crate) fn level_0_ripens(listing: &Listing, policy: &RetentionPolicy) -> Option<Timestamp> {
+    let newest = listing.reach(Level::ZERO)?;
+    let one = LevelOne::of(listing);
+    let older = listing.level(Level::ZERO).iter().filter(|file| file.name.max < newest);
+    let since = older.filter_map(|file| Some(one.holds_since(file.name)?.max(file.object.modified))).next()?;
+    let age = i64::try_from(policy.l0.as_millis()).ok()?;
+    since.0.checked_add(age).map(Timestamp)
 }
 
-fn covers(run: FileName, name: FileName) -> bool {
-    run.min <= name.min && name.max <= run.max
+/// What level 1 holds.
+struct LevelOne<'a> {
+    files: &'a [FileInfo],
+    /// How far each file and those before it reach.
+    reaches: Vec<Txid>,
+}
+
+impl<'a> LevelOne<'a> {
+    fn of(listing: &'a Listing) -> Self {
+        let files = listing.level(Level::ONE);
+        let mut reach = Txid::ZERO;
+        let reaches = files.iter().map(|file| {
+            reach = reach.max(file.name.max);
+            reach
+        });
+        Self { files, reaches: reaches.collect() }
+    }
+
+    /// Since when it holds all transactions of a file: the latest date of those of its files that have any. `None` where it has not all.
+    fn holds_since(&self, name: FileName) -> Option<Timestamp> {
+        let first = self.reaches.partition_point(|reach| *reach < name.min);
+        let beside = self.files.get(first..)?.iter().take_while(|file| file.name.min <= name.max);
+        let (mut next, mut since) = (name.min, None);
+        for file in beside.filter(|file| file.name.max >= name.min) {
+            if file.name.min > next {
+                return None;
+            }
+            next = next.max(file.name.max.next());
+            since = since.max(Some(file.object.modified));
+        }
+        since.filter(|_| next > name.max)
+    }
 }
 
 fn before(now: Timestamp, age: Duration) -> Timestamp {

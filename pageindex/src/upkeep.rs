@@ -10,7 +10,7 @@ use litestream_storage::{FileInfo, Level, Replica};
 use ltx::{Timestamp, Txid};
 
 use crate::compact::{MergeOptions, compact_into, next_inputs, snapshot};
-use crate::retention::{RetentionPolicy, expired};
+use crate::retention::{RetentionPolicy, expired, level_0_ripens};
 use crate::{Listing, MAX_REPLANS, Result};
 
 /// After how long at most what failed is tried again.
@@ -166,7 +166,7 @@ impl Upkeep {
         }
         while let Some(level) = left.first().copied() {
             if !is_alone(&listing, level) {
-                let made = make(replica, &mut listing, level, scratch_dir).await?;
+                let made = make(replica, &mut listing, level, scratch_dir).await?.map(|file| dated(file, now));
                 kept.made += usize::from(made.is_some());
                 listing = Listing::of(listing.into_files().chain(made));
             }
@@ -217,14 +217,9 @@ impl Upkeep {
 
     /// When the oldest file of level 0 that has to go some time may go.
     fn ripens(&self, listing: &Listing, now: Timestamp) -> Option<Timestamp> {
-        let covered = listing.reach(Level::ONE)?;
-        let newest = listing.reach(Level::ZERO)?;
-        let mut waiting =
-            listing.level(Level::ZERO).iter().filter(|file| file.name.max <= covered && file.name.max < newest);
-        let oldest = waiting.next()?.object.modified;
-        let first = after(oldest, self.schedule.retention.l0)?.0.saturating_add(1);
+        let first = level_0_ripens(listing, &self.schedule.retention)?;
         // Where something else keeps it, it is looked again with whatever is due next.
-        (self.schedule.deletes && first > now.0).then_some(Timestamp(first))
+        (self.schedule.deletes && first > now).then_some(first)
     }
 }
 
@@ -242,6 +237,12 @@ async fn make(replica: &Replica, listing: &mut Listing, level: Level, scratch_di
         }
     }
     Ok(None)
+}
+
+/// A file that has just been made has the time of its last transaction, which may be long past.
+fn dated(mut file: FileInfo, now: Timestamp) -> FileInfo {
+    file.object.modified = file.object.modified.max(now);
+    file
 }
 
 /// Whether all that a level would be made of is one file that holds the whole database: merged with nothing it would be that file once more.

@@ -54,6 +54,10 @@ fn restorable(replica: &Replica, listing: &Listing, txid: Txid) -> bool {
     Plan::new(replica, listing, Target::Txid(txid), Cutoff::NONE).is_ok()
 }
 
+fn newest(replica: &Replica, listing: &Listing) -> Option<Plan> {
+    Plan::new(replica, listing, Target::Latest, Cutoff::NONE).ok()
+}
+
 fn names(files: &[FileInfo]) -> Vec<(u8, u64, u64)> {
     files.iter().map(|file| (file.level.get(), file.name.min.0, file.name.max.0)).collect()
 }
@@ -94,11 +98,13 @@ struct Life {
     /// How much later than the time in it the store dates a file.
     late: i64,
     listing: Listing,
+    /// What restores of the newest state read, and when each was planned.
+    plans: Vec<(i64, Vec<FileInfo>)>,
 }
 
 impl Life {
     fn new(late: i64) -> Self {
-        Self { replica: replica(), now: 1_700_000_000_000, txid: 0, late, listing: Listing::default() }
+        Self { replica: replica(), now: 1_700_000_000_000, txid: 0, late, listing: Listing::default(), plans: Vec::new() }
     }
 
     fn add(&mut self, number: u8, min: u64, max: u64, time: i64) {
@@ -132,6 +138,7 @@ impl Life {
             }
             Step::Retain => self.retain(),
         }
+        self.plans.extend(newest(&self.replica, &self.listing).map(|plan| (self.now, plan.files)));
     }
 
     /// Applies the rules and checks the promise.
@@ -140,6 +147,11 @@ impl Life {
         let gone = expired(&self.listing, &policy, Timestamp(self.now));
         let after = without(&self.listing, &gone);
         self.check(&after, &policy);
+        let start = self.now - policy.l0.as_millis() as i64;
+        self.plans.retain(|(planned, _)| *planned >= start);
+        for (planned, files) in &self.plans {
+            assert!(!files.iter().any(|file| gone.contains(file)), "it was planned {} ms ago", self.now - planned);
+        }
         // A deletion that breaks off half way keeps the promise as well.
         self.check(&without(&self.listing, &gone[..gone.len() / 2]), &policy);
         assert_eq!(self.listing.newest_txid(), after.newest_txid());
@@ -154,9 +166,7 @@ impl Life {
         if before.is_empty() {
             return;
         }
-        let newest = Plan::new(&self.replica, before, Target::Latest, Cutoff::NONE).unwrap();
-        let then = Plan::new(&self.replica, after, Target::Latest, Cutoff::NONE).unwrap();
-        assert_eq!(newest.txid, then.txid);
+        assert_eq!(newest(&self.replica, before).unwrap().txid, newest(&self.replica, after).unwrap().txid);
         // The promise at the grain of level 1: what levels 1 to 9 gave is still given. Level 0 may only add to it.
         let coarse = Listing::of(before.files().filter(|file| file.level > Level::ZERO).cloned());
         let start = self.now - policy.snapshots.as_millis() as i64;
@@ -199,7 +209,7 @@ proptest! {
         let listing = Listing::of(files);
         let now = Timestamp(now * HOUR);
         let after = without(&listing, &expired(&listing, &RetentionPolicy::default(), now));
-        let plan = |listing| Plan::new(&replica(), listing, Target::Latest, Cutoff::NONE).map(|plan| plan.txid).ok();
+        let plan = |listing| newest(&replica(), listing).map(|plan| plan.txid);
         prop_assert_eq!(plan(&listing), plan(&after));
         let again = expired(&after, &RetentionPolicy::default(), now);
         prop_assert!(!again.iter().any(|file| file.level == Level::SNAPSHOT), "one pass suffices: {again:?}");
@@ -222,7 +232,7 @@ fn level_0_goes_once_it_is_covered_and_old() {
     let one = file(1, 1, 4, 0, minutes(4));
     assert_eq!(expire(&zero, HOUR), [], "not covered");
     assert_eq!(expire(&with(std::slice::from_ref(&one)), HOUR), [(0, 1, 1), (0, 2, 2), (0, 3, 3), (0, 4, 4)]);
-    assert_eq!(expire(&with(std::slice::from_ref(&one)), minutes(7)), [(0, 1, 1)], "3 is exactly as old as it may get");
+    assert_eq!(expire(&with(&[file(1, 1, 4, 0, 0)]), minutes(7) - 1), [(0, 1, 1)], "2 is nearly old enough");
     let all = file(1, 5, 6, 0, minutes(6));
     let kept = expire(&with(&[one, all]), HOUR);
     assert_eq!(kept.last(), Some(&(0, 5, 5)), "the newest stays");
@@ -269,14 +279,20 @@ fn endless_windows_keep_everything() {
 }
 
 #[test]
-fn level_0_goes_up_to_the_middle_of_a_file_of_level_1() {
-    // By the rules of the format's documents: young single syncs may end up beyond a bridge, and only level 1's grain is left.
+fn level_0_stays_as_long_after_it_was_merged() {
     let minute = 60 * SECOND;
-    let files = [
-        file(0, 1, 1, 0, 0),
-        file(0, 2, 2, minute, minute),
-        file(0, 3, 3, 9 * minute, 9 * minute),
-        file(1, 1, 3, 9 * minute, 9 * minute),
-    ];
-    assert_eq!(expire(&files, 10 * minute), [(0, 1, 1), (0, 2, 2)]);
+    // The store was away: all is old when it is merged.
+    let zero: Vec<_> = (1..=4).map(|txid| file(0, txid, txid, 0, 0)).collect();
+    let files = [&zero[..], &[file(1, 1, 1, 0, 28 * minute), file(1, 2, 3, 0, 30 * minute)]].concat();
+    assert_eq!(expire(&files, 33 * minute - 1), []);
+    assert_eq!(expire(&files, 33 * minute), [(0, 1, 1)]);
+    assert_eq!(expire(&files, 35 * minute - 1), [(0, 1, 1)]);
+    assert_eq!(expire(&files, 35 * minute), [(0, 1, 1), (0, 2, 2), (0, 3, 3)]);
+
+    // One that lies in two, one in a file inside another, and one that reaches beyond.
+    let zero = [file(0, 1, 4, 0, 0), file(0, 5, 5, 0, 0), file(0, 6, 8, 0, 0), file(0, 9, 9, 0, 0)];
+    let one = [file(1, 1, 2, 0, 10 * minute), file(1, 3, 7, 0, 20 * minute), file(1, 4, 4, 0, 30 * minute)];
+    let files = [&zero[..], &one].concat();
+    assert_eq!(expire(&files, 34 * minute), [], "1-4 is in the youngest, too");
+    assert_eq!(expire(&files, 35 * minute), [(0, 1, 4), (0, 5, 5)]);
 }

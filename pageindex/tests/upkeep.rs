@@ -335,7 +335,7 @@ async fn a_snapshot_that_failed_is_not_put_off_for_a_day() {
 #[tokio::test(flavor = "multi_thread")]
 async fn old_files_do_not_hurry_what_failed() {
     let mut site = Site::new().await;
-    let retention = RetentionPolicy { l0: seconds(60), ..eager().retention };
+    let retention = RetentionPolicy { l0: seconds(30), ..eager().retention };
     let mut upkeep = Upkeep::new(Schedule { retention, ..eager() }, Timestamp(START));
     site.write_many(2, &mut upkeep).await;
     site.wait_for(&upkeep);
@@ -352,7 +352,29 @@ async fn old_files_do_not_hurry_what_failed() {
     site.server.set_faults(Faults::default());
     site.wait_for(&upkeep);
     assert_eq!(site.now, START + 91 * SECOND);
-    assert_eq!(site.step(&mut upkeep).await, Kept { made: 1, deleted: 3 });
+    assert_eq!(site.step(&mut upkeep).await, Kept { made: 1, deleted: 2 }, "the third has just been merged");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_merged_late_stays_as_long_as_any_other() {
+    for alone in [false, true] {
+        let mut site = Site::new().await;
+        let retention = RetentionPolicy { l0: seconds(300), ..eager().retention };
+        let schedule = Schedule { retention, ..eager() };
+        let mut upkeep =
+            if alone { Upkeep::alone(schedule, Timestamp(START)) } else { Upkeep::new(schedule, Timestamp(START)) };
+        site.write_many(3, &mut upkeep).await;
+        // Nobody merged for an hour.
+        site.now += HOUR;
+        assert_eq!(site.step(&mut upkeep).await, Kept { made: 1, deleted: 0 });
+        let merged = site.now;
+        site.wait_for(&upkeep);
+        assert_eq!(site.now, merged + 300 * SECOND);
+        site.now -= 1;
+        site.rests(&mut upkeep).await;
+        site.now += 1;
+        assert_eq!(site.step(&mut upkeep).await, Kept { made: 0, deleted: 2 });
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -74,7 +74,7 @@ pub struct ObjectInfo {
     pub size: u64,
     /// Entity tag, where the store has them.
     pub etag: Option<ETag>,
-    /// When the store says that the object was last written.
+    /// When the store says that the object was last written; of one that was just put, the time it was given, which may be long past.
     pub modified: Timestamp,
     /// The time that the writer gave the object (for an LTX file, its header's timestamp), where the request that led here
     /// brings it: a LIST on S3 does not.

@@ -1,5 +1,6 @@
 //! `litestream compact`: what the daemon does by and by, now. Level after level, a snapshot, then retention.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use litestream_pageindex::compact::{MergeOptions, compact_into, next_inputs, snapshot, snapshot_inputs};
@@ -80,6 +81,7 @@ impl Work<'_> {
         if listing.is_empty() {
             return Err(PlanError::NoBackup { url: self.replica.url().clone() }.into());
         }
+        let found: HashSet<_> = listing.files().map(|file| file.object.key.clone()).collect();
         let levels =
             self.place.config.as_ref().map_or(3, |config| config.levels.len().min(litestream_config::MAX_LEVELS));
         for level in Level::all().skip(1).take(levels) {
@@ -89,7 +91,7 @@ impl Work<'_> {
             listing = self.snapshot(listing, steps).await?;
         }
         match self.retention() {
-            Retention::Apply(policy) => self.retain(&listing, &policy, steps).await?,
+            Retention::Apply(policy) => self.retain(listing, &found, &policy, steps).await?,
             Retention::Off => {}
             Retention::Unknown => output::note(&format!(
                 "{}: nothing is deleted by retention: no database of a configuration file has this replica, so how far back it must reach is not known; \
@@ -170,9 +172,22 @@ impl Work<'_> {
         Ok(listing)
     }
 
-    async fn retain(&self, listing: &Listing, policy: &RetentionPolicy, steps: &mut Vec<Step>) -> anyhow::Result<()> {
+    /// What was not `found` at the start has just been made, whatever its date: what was merged into it stays for a while.
+    async fn retain(
+        &self,
+        listing: Listing,
+        found: &HashSet<Arc<str>>,
+        policy: &RetentionPolicy,
+        steps: &mut Vec<Step>,
+    ) -> anyhow::Result<()> {
         let now = Timestamp(jiff::Timestamp::now().as_millisecond());
-        let files = expired(listing, policy, now);
+        let dated = listing.into_files().map(|mut file| {
+            if !found.contains(&file.object.key) {
+                file.object.modified = now;
+            }
+            file
+        });
+        let files = expired(&Listing::of(dated), policy, now);
         if !self.args.dry_run {
             self.replica.delete(&files).await?;
         }
@@ -190,9 +205,8 @@ impl Work<'_> {
         listing: &Listing,
         steps: &mut Vec<Step>,
     ) -> Listing {
-        let newest = inputs.iter().map(|file| file.object.modified).max().unwrap_or_default();
         let size = inputs.iter().map(FileInfo::size).sum();
-        let object = ObjectInfo { key: "".into(), size, etag: None, modified: newest, time: None };
+        let object = ObjectInfo { key: "".into(), size, etag: None, modified: Timestamp(0), time: None };
         let file = FileInfo { level, name, object };
         steps.push(Step::new(self.replica, action, &file, inputs.len()));
         Listing::of(listing.files().cloned().chain([file]))
