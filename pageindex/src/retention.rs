@@ -8,7 +8,8 @@
 //! it does not read it, so that whoever planned before has that long to read it, however late it was merged: by its own date alone it would go
 //! at once where merging had waited for as long.
 //!
-//! It goes by the store's own dates, which as a rule are no earlier than the times in the files, so that it errs on the side of keeping.
+//! It goes by the store's own dates, which as a rule are no earlier than the times in the files, so that it errs on the side of keeping. Files in
+//! a folder bear the times of their last commits, as Litestream has it: that they were merged late is known there only to who did it.
 
 use std::time::Duration;
 
@@ -85,12 +86,12 @@ fn oldest_kept_snapshot(listing: &Listing, window: Timestamp) -> Txid {
     older.map_or(Txid::ZERO, |older| inside.map_or(older, |inside| older.min(inside)))
 }
 
-/// When the oldest file of level 0 that level 1 holds will be old enough; it stays while it is the newest.
+/// When the oldest file of level 0 that level 1 holds, or held once, will be old enough; it stays while it is the newest.
 pub(crate) fn level_0_ripens(listing: &Listing, policy: &RetentionPolicy) -> Option<Timestamp> {
-    let newest = listing.reach(Level::ZERO)?;
-    let one = LevelOne::of(listing);
-    let older = listing.level(Level::ZERO).iter().filter(|file| file.name.max < newest);
-    let since = older.filter_map(|file| Some(one.holds_since(file.name)?.max(file.object.modified))).next()?;
+    let (held, newest) = (listing.reach(Level::ONE)?, listing.reach(Level::ZERO)?);
+    let oldest = listing.level(Level::ZERO).iter().find(|file| file.name.max <= held && file.name.max < newest)?;
+    // Where it does not hold it any more, a snapshot may.
+    let since = LevelOne::of(listing).holds_since(oldest.name).max(Some(oldest.object.modified))?;
     let age = i64::try_from(policy.l0.as_millis()).ok()?;
     since.0.checked_add(age).map(Timestamp)
 }

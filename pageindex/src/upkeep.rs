@@ -16,6 +16,9 @@ use crate::{Listing, MAX_REPLANS, Result};
 /// After how long at most what failed is tried again.
 const RETRY: Duration = Duration::from_secs(5 * 60);
 
+/// What tells the time.
+pub type Clock<'a> = dyn Fn() -> Timestamp + Sync + 'a;
+
 /// How often what is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schedule {
@@ -111,11 +114,18 @@ impl Upkeep {
         intervals.min().unwrap_or(Duration::MAX)
     }
 
-    /// Does what is due at `now`, for a replica that reaches up to `newest`. Files are made in `scratch_dir` first.
+    /// Does what is due now, by `clock`, for a replica that reaches up to `newest`. Files are made in `scratch_dir` first.
     ///
     /// # Errors
     /// As merging and the store say. What failed is due again after its interval, or five minutes where that is longer.
-    pub async fn step(&mut self, replica: &Replica, newest: Txid, now: Timestamp, scratch_dir: &Path) -> Result<Kept> {
+    pub async fn step(
+        &mut self,
+        replica: &Replica,
+        newest: Txid,
+        clock: &Clock<'_>,
+        scratch_dir: &Path,
+    ) -> Result<Kept> {
+        let now = clock();
         let before = self.done.clone();
         let due = self.take_due(newest, now);
         let ripe = self.ripe.is_some_and(|ripe| ripe <= now);
@@ -127,7 +137,7 @@ impl Upkeep {
             self.ripe = after(now, self.shortest());
         }
         let mut left = due;
-        let outcome = Box::pin(self.work(replica, newest, now, scratch_dir, &mut left, &mut kept)).await;
+        let outcome = Box::pin(self.work(replica, newest, (now, clock), scratch_dir, &mut left, &mut kept)).await;
         for (done, before) in self.done.iter_mut().zip(before) {
             if left.contains(&done.0) {
                 // It was not made after all.
@@ -149,7 +159,7 @@ impl Upkeep {
         &mut self,
         replica: &Replica,
         newest: Txid,
-        now: Timestamp,
+        (now, clock): (Timestamp, &Clock<'_>),
         scratch_dir: &Path,
         left: &mut Vec<Level>,
         kept: &mut Kept,
@@ -166,7 +176,7 @@ impl Upkeep {
         }
         while let Some(level) = left.first().copied() {
             if !is_alone(&listing, level) {
-                let made = make(replica, &mut listing, level, scratch_dir).await?.map(|file| dated(file, now));
+                let made = make(replica, &mut listing, level, scratch_dir).await?.map(|file| dated(file, clock()));
                 kept.made += usize::from(made.is_some());
                 listing = Listing::of(listing.into_files().chain(made));
             }
@@ -239,7 +249,7 @@ async fn make(replica: &Replica, listing: &mut Listing, level: Level, scratch_di
     Ok(None)
 }
 
-/// A file that has just been made has the time of its last transaction, which may be long past.
+/// A file that has just been put has the time of its last transaction, which may be long past.
 fn dated(mut file: FileInfo, now: Timestamp) -> FileInfo {
     file.object.modified = file.object.modified.max(now);
     file

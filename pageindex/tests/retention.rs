@@ -104,7 +104,14 @@ struct Life {
 
 impl Life {
     fn new(late: i64) -> Self {
-        Self { replica: replica(), now: 1_700_000_000_000, txid: 0, late, listing: Listing::default(), plans: Vec::new() }
+        Self {
+            replica: replica(),
+            now: 1_700_000_000_000,
+            txid: 0,
+            late,
+            listing: Listing::default(),
+            plans: Vec::new(),
+        }
     }
 
     fn add(&mut self, number: u8, min: u64, max: u64, time: i64) {

@@ -82,7 +82,8 @@ impl Site {
     }
 
     async fn try_step(&mut self, upkeep: &mut Upkeep) -> Result<Kept, Error> {
-        let outcome = upkeep.step(&self.replica, self.newest(), Timestamp(self.now), self.scratch.path()).await;
+        let now = self.now;
+        let outcome = upkeep.step(&self.replica, self.newest(), &|| Timestamp(now), self.scratch.path()).await;
         self.date();
         assert_eq!(std::fs::read_dir(self.scratch.path()).unwrap().count(), 0, "scratch is empty again");
         outcome
@@ -598,8 +599,11 @@ async fn two_at_once_on_one_replica_do_each_other_no_harm() {
         }
         site.now += 10 * SECOND;
         let (newest, now, scratch) = (site.newest(), Timestamp(site.now), site.scratch.path());
-        let (first, second) =
-            tokio::join!(one.step(&site.replica, newest, now, scratch), two.step(&site.replica, newest, now, scratch));
+        let clock = || now;
+        let (first, second) = tokio::join!(
+            one.step(&site.replica, newest, &clock, scratch),
+            two.step(&site.replica, newest, &clock, scratch)
+        );
         deleted += first.unwrap().deleted + second.unwrap().deleted;
         site.date();
         site.check_newest().await;

@@ -753,7 +753,7 @@ impl Line {
         for file in put {
             taken.put(file);
         }
-        let kept = taken.step(&self.target.replica, reached, now, scratch).await;
+        let kept = taken.step(&self.target.replica, reached, &**clock, scratch).await;
         if let Some(due) = taken.due(self.reached().unwrap_or(reached)) {
             self.due.fetch_min(due.0.max(now.0.saturating_add(1_000)), Ordering::Relaxed);
         }

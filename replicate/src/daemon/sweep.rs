@@ -1,7 +1,7 @@
 //! Noticing what happens in thousands of databases, and seeing that descriptors suffice for them.
 //!
-//! One thread goes through all of them: those that change, a hundred times a second; those that rest, as often as costs less than a six hundredth of
-//! a core; those that are parked, and whether files are still the same, once in a while. It looks at mapped memory, and asks the system next to
+//! One thread goes through all of them: those that change, a hundred times a second; those that rest, as often as costs less than a thousandth of a
+//! core; those that are parked, and whether files are still the same, once in a while. It looks at mapped memory, and asks the system next to
 //! nothing. Whatever it notices it leaves to the database's driver.
 
 use std::collections::VecDeque;
@@ -16,16 +16,16 @@ use crate::{Seen, Watch};
 const HOT: Duration = Duration::from_millis(10);
 /// How often those are looked at that rest, at least and at most; and how much longer than that takes is waited.
 const COLD: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
-const THRIFT: u32 = 600;
+const THRIFT: u32 = 1_000;
 /// How many of them are looked at through memory, a page each. The others, which have rested longer, are looked at by a system call each, and rarely.
 const MAPPED: usize = 2_048;
-const RARELY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_micros(1_500));
+const RARELY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(2));
 /// How often those are looked at that are parked.
 const PARKED: Duration = Duration::from_secs(1);
 /// How often it is looked whether descriptors suffice.
 const ROOM: Duration = Duration::from_millis(100);
 /// Two system calls for each of them; where there are many, they wait longer.
-const EACH: Duration = Duration::from_millis(7);
+const EACH: Duration = Duration::from_millis(9);
 /// In how many of these rounds it is looked once whether the files are still the same.
 const ROUNDS: usize = 120;
 

@@ -142,7 +142,7 @@ async fn keep(writer: Arc<Writer>, database: Weak<Database>, schedule: Schedule)
         }
         let Ok(newest) = database.latest().map(|shown| shown.view.txid()) else { return };
         let scratch = writer.settings.buffer_path.parent().map_or_else(std::env::temp_dir, std::path::Path::to_owned);
-        match Box::pin(upkeep.step(&database.replica, newest, now(&database), &scratch)).await {
+        match Box::pin(upkeep.step(&database.replica, newest, &|| now(&database), &scratch)).await {
             Ok(kept) if kept == Kept::default() => {}
             Ok(kept) => tracing::debug!(made = kept.made, deleted = kept.deleted, "compacted"),
             Err(error) => tracing::warn!(url = %database.replica.url(), %error, "cannot compact; trying again later"),

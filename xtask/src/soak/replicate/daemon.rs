@@ -111,11 +111,12 @@ impl Daemon {
         addr: Option<String>,
     ) -> Result<Self> {
         let (config, socket) = (folder.join("litestream.yml"), folder.join("control.sock"));
+        // Litestream plans a restore once: what it wants to read has to be there until it has.
         let mut yaml = format!(
             "socket: {{enabled: true, path: {}}}
 levels: [{{interval: 2s}}, {{interval: 10s}}]
 snapshot: {{interval: 20s, retention: 60s}}
-l0-retention: 5s
+l0-retention: 10s
 l0-retention-check-interval: 2s
 shutdown-sync-timeout: 10s
 ",
