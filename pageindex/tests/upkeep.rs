@@ -379,6 +379,32 @@ async fn what_was_merged_late_stays_as_long_as_any_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_only_a_snapshot_holds_any_more_goes_though_nothing_changes() {
+    let mut site = Site::new().await;
+    let retention = RetentionPolicy { l0: seconds(600), snapshots: seconds(100) };
+    let schedule = Schedule { retention, snapshots: seconds(60), ..eager() };
+    let mut upkeep = Upkeep::new(schedule.clone(), Timestamp(START));
+    for count in [3, 1] {
+        site.write_many(count, &mut upkeep).await;
+        site.now += 30 * SECOND;
+        site.step(&mut upkeep).await;
+    }
+    assert_eq!((site.level(1), site.level(9)), (vec![(1, 3), (4, 4)], vec![(1, 4)]));
+    // As it goes once it ends before a snapshot that stays.
+    let listing = Listing::full(&site.replica).await.unwrap();
+    site.replica.delete(&listing.level(Level::ONE)[..1]).await.unwrap();
+    site.now += 200 * SECOND;
+    let mut upkeep = Upkeep::new(schedule, Timestamp(site.now));
+    site.now += 60 * SECOND;
+    assert_eq!(site.step(&mut upkeep).await, Kept::default(), "too young");
+    site.wait_for(&upkeep);
+    assert_eq!(site.now, START + 600 * SECOND);
+    assert_eq!(site.step(&mut upkeep).await, Kept { made: 0, deleted: 3 });
+    assert_eq!(site.level(0), [(4, 4)]);
+    site.check_newest().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_may_not_go_for_another_reason_is_not_looked_at_again_and_again() {
     let mut site = Site::new().await;
     let mut upkeep = Upkeep::new(eager(), Timestamp(START));

@@ -206,6 +206,7 @@ impl Work<'_> {
         steps: &mut Vec<Step>,
     ) -> Listing {
         let size = inputs.iter().map(FileInfo::size).sum();
+        // As of everything that is made, retention says when.
         let object = ObjectInfo { key: "".into(), size, etag: None, modified: Timestamp(0), time: None };
         let file = FileInfo { level, name, object };
         steps.push(Step::new(self.replica, action, &file, inputs.len()));

@@ -111,7 +111,7 @@ impl Daemon {
         addr: Option<String>,
     ) -> Result<Self> {
         let (config, socket) = (folder.join("litestream.yml"), folder.join("control.sock"));
-        // Litestream plans a restore once: what it wants to read has to be there until it has.
+        // Litestream plans a restore once: for `l0-retention` what it wants to read has to be there.
         let mut yaml = format!(
             "socket: {{enabled: true, path: {}}}
 levels: [{{interval: 2s}}, {{interval: 10s}}]
